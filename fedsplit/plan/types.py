@@ -1,0 +1,79 @@
+"""What a plan is: per client, who holds and trains which layer, and what that is predicted to cost."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+
+class Topology(StrEnum):
+    """Who holds which segment (docs/topologies.md)."""
+
+    LOCAL = "local"
+    U = "u"
+    V = "v"
+    W = "w"
+
+
+class Cut(Struct, frozen=True, array_like=True):
+    """Front = layers [0, c1), body = [c1, c2), tail = [c2, L)."""
+
+    c1: int
+    c2: int
+
+    @property
+    def has_body(self) -> bool:
+        return self.c1 < self.c2
+
+
+class LayerPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One decoder layer of one client: ``place`` is ``client`` or ``server``."""
+
+    layer: int
+    place: str
+    trains: bool = True
+    rank: int = 8
+    bits: int = 32
+    density: float = 1.0
+
+
+class Estimate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Predicted cost on the device: peak memory, disk, one optimiser step, bytes a step up and down, joules a step."""
+
+    memory_bytes: int
+    disk_bytes: int
+    step_s: float
+    up_bytes: int
+    down_bytes: int
+    energy_j: float = 0.0
+    server_memory_bytes: int = 0
+    server_step_s: float = 0.0
+
+
+class ClientPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One client's job. ``wire_up`` and ``wire_down`` name the codec of activations and gradients."""
+
+    client: str
+    topology: Topology
+    cut: Cut
+    layers: tuple[LayerPlan, ...]
+    batch: int
+    micro_batches: int = 1
+    wire_up: str = "raw"
+    wire_down: str = "raw"
+    dtype: str = "float32"
+    estimate: Estimate | None = None
+    binding: str = ""
+    exposure: str = ""
+    reasons: tuple[str, ...] = ()
+
+
+class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The plan of one round for all clients; ``digest`` hashes everything else."""
+
+    round: int
+    clients: tuple[ClientPlan, ...]
+    seed: int
+    digest: str = ""
+    reasons: tuple[str, ...] = ()

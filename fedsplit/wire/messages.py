@@ -1,0 +1,253 @@
+"""Everything that crosses the wire, as frozen tagged Structs. A message names its tensors; their bytes follow as frames.
+
+Direction is written in each docstring: C→S or S→C. ``Exchange`` is the base of all step messages: (round, era,
+step, micro, attempt) with the client is the idempotency key.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from fedsplit.devices.profile import DeviceProfile
+
+PROTOCOL = 1
+
+
+class TensorSpec(Struct, frozen=True, array_like=True):
+    """One raw frame: what it is, how long it must be and its CRC-32."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    crc: int
+    codec: str = "raw"
+
+
+class Message(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", omit_defaults=True):
+    """Base of all messages. ``tensors`` is filled in by the encoder."""
+
+    protocol: int = PROTOCOL
+    run: str = ""
+    client: str = ""
+    tensors: tuple[TensorSpec, ...] = ()
+
+
+class Asset(Struct, frozen=True, array_like=True):
+    """A file that the server offers: config, tokenizer, weights."""
+
+    name: str
+    nbytes: int
+    sha256: str
+
+
+# ---- joining -------------------------------------------------------------------------------------------------------
+
+
+class DataSummary(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All the server learns about a client's data before training: counts, no contents."""
+
+    train_examples: int
+    eval_examples: int = 0
+    tokens_mean: float = 0.0
+    tokens_max: int = 0
+
+
+class Hello(Message, tag="hello", frozen=True, kw_only=True):
+    """C→S. Asks to join under ``client``; ``invite`` comes from the join line. Carries no data, only the profile."""
+
+    invite: str = ""
+    software: str = ""
+    base: str = ""
+    """Identity of the base weights this client already holds; empty: it wants them from the server."""
+    topology: str = ""
+    """A topology the owner insists on; empty: planned."""
+    profile: DeviceProfile | None = None
+    data: DataSummary | None = None
+
+
+class Welcome(Message, tag="welcome", frozen=True, kw_only=True):
+    """S→C. ``run_file`` and ``plan`` are JSON of RunFile and ClientPlan; ``base`` identifies the base weights."""
+
+    run_file: bytes
+    plan: bytes
+    base: str
+    assets: tuple[Asset, ...] = ()
+    round: int = 0
+
+
+class Refuse(Message, tag="refuse", frozen=True, kw_only=True):
+    """S→C. ``code`` is a fixed word (``name-taken``, ``bad-invite``, ``protocol``, ``base``, ``no-plan``, ``stale``)."""
+
+    code: str
+    reason: str
+    fix: str = ""
+
+
+class Accept(Message, tag="accept", frozen=True, kw_only=True):
+    """C→S. The owner agreed to the plan and the client is ready for rounds."""
+
+    data: DataSummary | None = None
+
+
+class Fetch(Message, tag="fetch", frozen=True, kw_only=True):
+    """C→S, on the bulk connection. ``size`` bytes of an asset from ``offset``."""
+
+    asset: str
+    offset: int
+    size: int
+
+
+class Chunk(Message, tag="chunk", frozen=True, kw_only=True):
+    """S→C. Tensor ``data`` (u8) is the asset's bytes from ``offset``."""
+
+    asset: str
+    offset: int
+
+
+class Alive(Message, tag="alive", frozen=True, kw_only=True):
+    """Both ways. Nothing to say, still here."""
+
+
+class Waiting(Message, tag="waiting", frozen=True, kw_only=True):
+    """S→C. Why nothing happens: these names are waited for."""
+
+    on: tuple[str, ...]
+    what: str
+
+
+class Bye(Message, tag="bye", frozen=True, kw_only=True):
+    """Both ways. A clean end."""
+
+    reason: str = ""
+
+
+# ---- rounds --------------------------------------------------------------------------------------------------------
+
+
+class Start(Message, tag="start", frozen=True, kw_only=True):
+    """S→C. Round ``round`` begins (again, when ``era`` > 0). Tensors: the factors of the layers this client trains."""
+
+    round: int
+    era: int
+    steps: int
+    first_step: int
+    base_version: int
+    adapter_version: int
+
+
+class Update(Message, tag="update", frozen=True, kw_only=True):
+    """C→S. The client's factors after its local steps. ``examples``: rows consumed this round."""
+
+    round: int
+    era: int
+    base_version: int
+    examples: int
+    steps: int
+
+
+class Received(Message, tag="received", frozen=True, kw_only=True):
+    """S→C. The update is in the round, or it came ``late`` and was dropped."""
+
+    round: int
+    late: bool = False
+
+
+class Evaluate(Message, tag="evaluate", frozen=True, kw_only=True):
+    """S→C. Measure the global adapter (tensors: the part the client holds) on the client's own test rows."""
+
+    round: int
+    phase: str
+
+
+class Report(Message, tag="report", frozen=True, kw_only=True):
+    """C→S. Answer to Evaluate: numbers and how many examples they rest on."""
+
+    round: int
+    phase: str
+    metrics: dict[str, float]
+    examples: int
+
+
+class Finish(Message, tag="finish", frozen=True, kw_only=True):
+    """S→C. Training is over; tensors: the final factors of the layers this client holds."""
+
+    round: int
+    reason: str
+    metrics: dict[str, float]
+
+
+# ---- the split step ------------------------------------------------------------------------------------------------
+
+
+class Exchange(Message, frozen=True, kw_only=True):
+    """Base of the step's messages. ``era`` is that of the round's Start; ``attempt`` counts repeats after ``Missing``."""
+
+    round: int
+    era: int
+    step: int
+    micro: int = 0
+    attempt: int = 0
+    base_version: int = 0
+    adapter_version: int = 0
+    cut: tuple[int, int] = (0, 0)
+
+
+class Forward(Exchange, tag="forward", frozen=True, kw_only=True):
+    """C→S. Tensor ``h`` (n_v, D): hidden states of the valid tokens, sample after sample.
+
+    ``lengths`` (B) valid tokens a sample, ``starts`` (B) position of the first valid token in the padded row of
+    ``width`` tokens; ``label_tokens``: loss positions of the whole step of this client. In topology ``v`` a tensor
+    ``labels`` i64 follows: (n_v,) for language models, (B,) classes, or f32 (B,) values for regression.
+    """
+
+    lengths: tuple[int, ...]
+    starts: tuple[int, ...]
+    width: int
+    label_tokens: int
+    micros: int = 1
+    train: bool = True
+    """False: evaluation or prediction with the global adapter; nothing is kept, no Backward follows."""
+
+
+class Hidden(Exchange, tag="hidden", frozen=True, kw_only=True):
+    """S→C. Tensor ``h`` (n_v, D), the body's output. ``label_tokens``: over all clients of a concatenated batch."""
+
+    label_tokens: int
+
+
+class Backward(Exchange, tag="backward", frozen=True, kw_only=True):
+    """C→S. Tensor ``g`` (n_v, D): gradient of the loss with respect to Hidden.h."""
+
+
+class Grad(Exchange, tag="grad", frozen=True, kw_only=True):
+    """S→C. Tensor ``g`` (n_v, D), absent when nothing in the front trains. ``loss`` only in topology ``v``."""
+
+    loss: float | None = None
+
+
+class Prepare(Exchange, tag="prepare", frozen=True, kw_only=True):
+    """C→S. All micro-batches are through. ``squares``: squared norm of each trainable tensor the client holds."""
+
+    squares: tuple[float, ...]
+    finite: bool
+    examples: int
+
+
+class Commit(Exchange, tag="commit", frozen=True, kw_only=True):
+    """S→C. Both sides step once, gradients times ``clip``, learning rate times ``rate``."""
+
+    clip: float
+    rate: float
+
+
+class Abort(Exchange, tag="abort", frozen=True, kw_only=True):
+    """S→C. Both sides drop the step and go on with the next one."""
+
+    reason: str
+
+
+class Missing(Exchange, tag="missing", frozen=True, kw_only=True):
+    """S→C. The activations of this micro-batch were evicted; repeat from Forward with ``attempt`` + 1."""
+
+    reason: str = ""
