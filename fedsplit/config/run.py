@@ -17,98 +17,143 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all sections: unknown keys are errors."""
 
 
-class RunSection(Section):
+class RunSection(Section, frozen=True, kw_only=True):
+    """The run itself."""
+
     name: str = "run"
+    """Letters, digits, dot, dash and underscore; names the run's directory."""
     seed: int = 0
+    """Every random draw follows from it: the same seed gives the same run."""
     dir: str = ""
     """Where the run keeps its state; empty: ``runs/<name>`` beside the run file."""
 
 
-class ModelSection(Section):
+class ModelSection(Section, frozen=True, kw_only=True):
+    """The pretrained model and what it shall learn."""
+
     path: str
     """A local folder, a hub id, or a name that ships with fedsplit: ``minilm``, ``pydoc-llama``."""
     task: Task = "causal-lm"
+    """What is learned: language modelling, a class, a number, or the class of an image."""
     labels: tuple[str, ...] = ()
     """Class names in the order of their ids (classification tasks)."""
     max_length: int = 128
     """Longer texts are cut to this many tokens, and the cut is reported."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the frozen weights and of the activations."""
     head: Literal["fedavg", "frozen", "local"] = "fedavg"
     """What happens to a classification head: averaged, never trained, or kept by each client."""
 
 
-class LoraSection(Section):
+class LoraSection(Section, frozen=True, kw_only=True):
+    """The trained low-rank adapter."""
+
     rank: int = 8
+    """Rank of the low-rank factors."""
     alpha: float = 16.0
+    """The update is scaled by alpha / rank."""
     dropout: float = 0.0
+    """Share of an adapter's inputs that is dropped while training."""
     targets: tuple[str, ...] = ()
     """Module names as peft understands them; empty: the attention's query and value projections."""
     rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead."""
 
 
-class DataSection(Section):
+class DataSection(Section, frozen=True, kw_only=True):
     """How a row becomes a text: names of the columns. Empty: found by their usual names."""
 
     text: str = ""
+    """The text. A value with braces is a template over columns: ``"{title}. {body}"``."""
     text_pair: str = ""
+    """The second text of a sentence pair."""
     label: str = ""
+    """The class (id or name) or the number to predict."""
     prompt: str = ""
+    """What the model is given; no loss on it."""
     completion: str = ""
+    """What the model shall answer; the loss is taken here."""
     messages: str = ""
+    """A list of ``{role, content}``; rendered with the model's chat template, loss on the answers only."""
     image: str = ""
+    """Path of an image, relative to the data file."""
     eval_fraction: float = 0.1
     """Share of a client's own rows kept for its own test; 0: no test."""
 
 
-class TrainSection(Section):
+class TrainSection(Section, frozen=True, kw_only=True):
+    """The local training of every client."""
+
     rounds: int = 10
+    """Rounds: local steps of every client, closed by one aggregation."""
     steps: int = 10
     """Optimiser steps of each client in each round."""
     batch: int = 16
+    """Rows of a client's step."""
     micro_batches: int = 1
+    """Pieces a batch is cut into so that it fits; the gradient stays the same."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
+    """The local optimiser, on both sides of the cut."""
     learning_rate: float = 1e-3
+    """Peak learning rate."""
     weight_decay: float = 0.0
+    """Decoupled weight decay of the trained factors."""
     momentum: float = 0.0
+    """Momentum of ``sgd``."""
     clip: float = 0.0
     """Joint gradient norm over all segments; 0: no clipping."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls over all rounds."""
     warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
 
 
-class RoundsSection(Section):
+class RoundsSection(Section, frozen=True, kw_only=True):
+    """Who takes part in a round and how long it may last."""
+
     clients: int = 1
     """A round starts when this many clients are there."""
     quorum: int = 0
     """Updates needed to commit a round; 0: all that started."""
     deadline_s: float = 600.0
+    """Seconds after which a round closes with the updates that arrived."""
     participation: float = 1.0
     """Share of the clients present that is drawn for a round."""
     patience_s: float = 300.0
     """How long the server waits for missing clients, and a client for a missing server."""
 
 
-class ServerSection(Section):
+class ServerSection(Section, frozen=True, kw_only=True):
+    """The operator's process."""
+
     host: str = "127.0.0.1"
+    """The address the server listens on; ``0.0.0.0``: every network of this machine."""
     port: int = 5700
     """0: any free port, printed at start."""
     public_host: str = ""
     """The address that devices are told to dial; empty: ``host``."""
     adapters: Literal["per-client", "shared-concat", "shared-sequential"] = "per-client"
+    """The body's adapter: one a client, averaged each round; or one for all, stepped together or in turn."""
     stash_bytes: int = 2_000_000_000
     """Activations kept between forward and backward, all clients together."""
     curve: bool = True
+    """Encryption and authentication of the connection; turn off only on one machine."""
 
 
-class PolicySection(Section):
+class PolicySection(Section, frozen=True, kw_only=True):
+    """What may leave a device."""
+
     shares_labels: bool = False
     """Topology ``v``: labels go to the server."""
     exposes_tokens: bool = False
     """Topology ``w``: the server can read the tokens back by nearest embedding."""
     min_front: int = 1
+    """Layers that at least stay on the device, so that the server sees no embeddings; 0 needs ``exposes_tokens``."""
 
 
-class EvaluateSection(Section):
+class EvaluateSection(Section, frozen=True, kw_only=True):
+    """Who is measured when, and what chooses the checkpoint."""
+
     every: int = 1
     """Rounds between evaluations; 0: only before and after."""
     clients: bool = True
@@ -118,32 +163,45 @@ class EvaluateSection(Section):
     patience: int = 0
     """Stop after this many evaluations without improvement; 0: never."""
     batch: int = 32
+    """Rows of an evaluation batch."""
 
 
-class ServerDataSection(Section):
+class ServerDataSection(Section, frozen=True, kw_only=True):
+    """The operator's own rows."""
+
     path: str = ""
     """The operator's own validation rows; empty: none."""
 
 
-class MethodSection(Section):
+class MethodSection(Section, frozen=True, kw_only=True):
+    """How updates are made and merged."""
+
     name: str = "fedavg"
+    """A method of ``fedsplit methods``, or ``./file.py:name``."""
     options: dict[str, int | float | str | bool] = field(default_factory=dict)
+    """The method's own settings."""
 
 
-class ClientSection(Section):
+class ClientSection(Section, frozen=True, kw_only=True):
     """A client that the operator fixes or simulates; values not given are planned."""
 
     name: str
+    """The client's name, unique in the run."""
     data: str = ""
+    """Its rows, for ``fedsplit simulate``; a real device names its own with ``--data``."""
     device: str = ""
     """A profile's name or file; empty: measured."""
     topology: Literal["", "local", "u", "v", "w"] = ""
+    """Who holds which segment; empty: planned."""
     cut: tuple[int, int] | None = None
+    """(c1, c2): layers [0, c1) and [c2, L) are on the device, [c1, c2) on the server."""
     batch: int = 0
+    """Rows of its step; 0: ``train.batch``."""
     threads: int = 0
+    """CPU threads of its process; 0: chosen on the device."""
 
 
-class RunFile(Section):
+class RunFile(Section, frozen=True, kw_only=True):
     """The whole run file. ``[[clients]]`` is optional."""
 
     model: ModelSection
