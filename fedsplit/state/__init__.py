@@ -1,0 +1,1 @@
+"""State that survives a crash: the run directory, checkpoints, the journal, a device's own state."""
