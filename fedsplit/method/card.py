@@ -1,0 +1,109 @@
+"""A method's card, and the decorator that turns a function into a method that can be found.
+
+``@method(paper="arXiv:2410.09432", title="FedEx-LoRA")`` above ``def fedex_lora(rank: int = 8) -> Method``: the
+function's name, with hyphens, is the method's name; the first paragraph of its docstring is the line on its card.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import update_wrapper
+from types import ModuleType
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from fedsplit.errors import InternalError
+from fedsplit.method.options import Option, Value, checked, options_of
+from fedsplit.method.record import Method, Phases
+
+P = ParamSpec("P")
+M = TypeVar("M", bound=Method | Phases)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a reader wants to know before choosing. ``up`` and ``down``: scalars of one M x N module at rank R."""
+
+    name: str
+    title: str
+    paper: str
+    idea: str
+    exact: bool
+    unequal_ranks: bool
+    edge: bool
+    secure_sum: bool
+    mutates_base: bool
+    up: str
+    down: str
+    options: tuple[Option, ...]
+    parts: dict[str, str]
+
+
+class Factory(Generic[P, M]):
+    """A function that makes a method, with what is printed about it. Calling it makes the method.
+
+    Raises InternalError where the function has no docstring or an option that a run file cannot say.
+    """
+
+    def __init__(self, make: Callable[P, M], paper: str, title: str) -> None:
+        self._make = make
+        self.paper = paper
+        self.title = title
+        self.name: str = make.__name__.replace("_", "-")
+        self.module: str = make.__module__
+        self.doc = inspect.getdoc(make) or ""
+        self.options: tuple[Option, ...] = options_of(make)
+        update_wrapper(self, make)
+        if not self.doc:
+            raise InternalError(f"method {self.name} has no docstring; its first paragraph is the line on its card")
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> M:
+        return replace(self._make(*args, **kwargs), name=self.name)
+
+    def build(self, options: Mapping[str, Value]) -> M:
+        """The method with options of a run file. Raises ConfigError on unknown ones and wrong types, all at once."""
+        make: Callable[..., M] = self
+        return make(**checked(self._make, options, self.name))
+
+    @property
+    def card(self) -> Card:
+        """The card; capabilities are those of the method with its defaults, of all phases together."""
+        made: Method | Phases = self.build({})
+        methods = made.methods if isinstance(made, Phases) else (made,)
+        return Card(
+            name=self.name,
+            title=self.title,
+            paper=self.paper,
+            idea=" ".join(self.doc.split("\n\n", 1)[0].split()),
+            exact=all(method.exact for method in methods),
+            unequal_ranks=all(method.unequal_ranks for method in methods),
+            edge=all(method.edge for method in methods),
+            secure_sum=all(method.secure_sum for method in methods),
+            mutates_base=any(method.mutates_base for method in methods),
+            up=" or ".join(dict.fromkeys(_scalars(method, method.mask.up) for method in methods)),
+            down=" or ".join(dict.fromkeys(_scalars(method, method.mask.down) for method in methods)),
+            options=self.options,
+            parts=methods[-1].parts(),
+        )
+
+
+def method(*, paper: str, title: str) -> Callable[[Callable[P, M]], Factory[P, M]]:
+    """Make a function that returns a Method known under its name. ``paper``: an arXiv id or DOI; ``title``: printed."""
+
+    def declare(make: Callable[P, M]) -> Factory[P, M]:
+        return Factory(make, paper, title)
+
+    return declare
+
+
+def factories_of(module: ModuleType) -> list[Factory[Any, Any]]:
+    """Factories that were written in ``module`` (not those that it imports), in the order of its lines."""
+    return [value for value in vars(module).values() if isinstance(value, Factory) and value.module == module.__name__]
+
+
+def _scalars(method: Method, density: float) -> str:
+    """The formula of ``Method.traffic`` in words, for the first two rounds (alternating methods differ there)."""
+    sizes = {frozenset("AB"): "R(M+N)", frozenset("A"): "RN", frozenset("B"): "RM", frozenset(""): "0"}
+    sides = dict.fromkeys(sizes[frozenset(method.factors.of(round).shares)] for round in (0, 1))
+    return " or ".join(side if density == 1.0 else f"{density:g}·{side}" for side in sides)

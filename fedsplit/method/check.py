@@ -1,0 +1,105 @@
+"""Contradictions between parts, found before a run starts, each with a change that removes it.
+
+A rule looks at two parts. A part the training loop does not carry out yet is a contradiction as well: it must never be
+ignored in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedsplit.errors import IncompatibleParts
+from fedsplit.method import merge as merges
+from fedsplit.method import server_opt as server_opts
+from fedsplit.method.record import SLOTS, Method, Phases, part_name
+
+CARRIED_OUT: Mapping[str, frozenset[str]] = {
+    "layers": frozenset({"every"}),
+    "codec": frozenset({"raw"}),
+    "start": frozenset({"averaged"}),
+    "factors": frozenset({"both"}),
+    "probe": frozenset({"none"}),
+    "local": frozenset({"backprop"}),
+    "mask": frozenset({"dense"}),
+    "groups": frozenset({"one"}),
+    "personal": frozenset({"none"}),
+}
+"""Parts that need code outside the round's arithmetic, and the names of those that have it."""
+
+_DEFAULTS = Method()
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """Two parts that do not go together, why, and parts that would (a change for ``Method.but``)."""
+
+    one: str
+    other: str
+    why: str
+    instead: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        change = ", ".join(f"{slot} = {part_name(part)}" for slot, part in self.instead.items())
+        return f"{self.one} does not go with {self.other}: {self.why}; use {change}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``slots``: the two parts. ``broken``: they contradict each other in this method."""
+
+    slots: tuple[str, str]
+    broken: Callable[[Method], bool]
+    why: str
+    instead: Mapping[str, Any]
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        ("merge", "ranks"),
+        lambda method: method.merge_rule.equal_ranks and not method.ranks.equal,
+        "factors of different ranks cannot be averaged entry by entry",
+        {"merge": merges.exact},
+    ),
+    Rule(
+        ("server_opt", "merge"),
+        lambda method: method.server_opt.entrywise and not method.merge_rule.equal_ranks,
+        "an optimiser with memory needs factors that keep their shape and meaning from round to round",
+        {"server_opt": server_opts.replace},
+    ),
+)
+
+
+def contradictions(method: Method) -> tuple[Contradiction, ...]:
+    """All contradictions of one method, in the order of the rules."""
+    found = [
+        Contradiction(_named(method, rule.slots[0]), _named(method, rule.slots[1]), rule.why, rule.instead)
+        for rule in RULES
+        if rule.broken(method)
+    ]
+    return (*found, *_not_carried_out(method))
+
+
+def check(method: Method | Phases) -> None:
+    """Raise IncompatibleParts with every contradiction of ``method`` (of each phase); return where there is none."""
+    phases = method.methods if isinstance(method, Phases) else (method,)
+    found = dict.fromkeys(str(problem) for phase in phases for problem in contradictions(phase))
+    if found:
+        raise IncompatibleParts(f"method {method.name}: " + "\n  ".join(found))
+
+
+def _not_carried_out(method: Method) -> list[Contradiction]:
+    problems = []
+    for slot in SLOTS:
+        known = CARRIED_OUT.get(slot)
+        if known is not None and part_name(getattr(method, slot)) not in known:
+            why = f"this version carries out {slot} = {', '.join(sorted(known))} only"
+            problems.append(
+                Contradiction(_named(method, slot), "the training loop", why, {slot: getattr(_DEFAULTS, slot)})
+            )
+    return problems
+
+
+def _named(method: Method, slot: str) -> str:
+    return f"{slot} = {part_name(getattr(method, slot))}"

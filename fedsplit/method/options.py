@@ -1,0 +1,95 @@
+"""Options of a method: the parameters of its function, checked against what a run file says.
+
+Types that a run file can say: int, float (a whole number will do), str, bool, Literal of these, each also ``| None``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from fedsplit.errors import ConfigError, InternalError, Problem
+
+Value = int | float | str | bool
+_PLAIN: tuple[type, ...] = (bool, int, float, str)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its type in words, its default, and the words it accepts (empty: any value of the type)."""
+
+    name: str
+    type: str
+    default: Value | None
+    choices: tuple[Value, ...] = ()
+
+
+def options_of(make: Callable[..., object]) -> tuple[Option, ...]:
+    """The parameters of ``make``. Raises InternalError where one has no default or a type that no run file can say."""
+    hints = get_type_hints(make)
+    found = []
+    for name, parameter in inspect.signature(make).parameters.items():
+        kinds = _alternatives(hints.get(name, str))
+        if parameter.default is parameter.empty or not kinds:
+            raise InternalError(
+                f"method {make.__name__}: option {name} needs a default and a type among int, float, str, bool, Literal"
+            )
+        choices = tuple(kind for kind in kinds if not isinstance(kind, type))
+        words = [kind.__name__ for kind in kinds if isinstance(kind, type)] + [repr(choice) for choice in choices]
+        found.append(Option(name, " or ".join(words), parameter.default, choices))
+    return tuple(found)
+
+
+def checked(make: Callable[..., object], options: Mapping[str, Value], method: str) -> dict[str, Value]:
+    """``options`` as arguments for ``make``. Raises ConfigError with every unknown name and every wrong type."""
+    hints = get_type_hints(make)
+    known = {option.name: option for option in options_of(make)}
+    problems, arguments = [], {}
+    for name, value in options.items():
+        path = f"method.options.{name}"
+        if name not in known:
+            problems.append(_unknown(path, name, method, known))
+            continue
+        accepted = _accept(value, _alternatives(hints[name]))
+        if accepted is None:
+            problems.append(Problem(path, f"{value!r} ({type(value).__name__})", known[name].type))
+        else:
+            arguments[name] = accepted
+    if problems:
+        raise ConfigError(problems)
+    return arguments
+
+
+def _unknown(path: str, name: str, method: str, known: Mapping[str, Option]) -> Problem:
+    if not known:
+        return Problem(path, "an option", f"none: method {method} has no options", "remove it")
+    near = difflib.get_close_matches(name, known, n=1)
+    fix = f"did you mean {near[0]}?" if near else ""
+    return Problem(path, "an unknown option", f"one of {', '.join(known)} (method {method})", fix)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """Types and literal values that an annotation allows, None left out; empty where a run file cannot say them."""
+    if get_origin(hint) in (Union, types.UnionType):
+        inner = [_alternatives(part) for part in get_args(hint) if part is not type(None)]
+        return tuple(kind for part in inner for kind in part) if all(inner) else ()
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return (hint,) if hint in _PLAIN else ()
+
+
+def _accept(value: Value, kinds: tuple[Any, ...]) -> Value | None:
+    """``value`` in the type that was asked for; None where it does not fit. True is no number, 1 is no bool."""
+    for kind in kinds:
+        if not isinstance(kind, type):
+            if value == kind and type(value) is type(kind):
+                return value
+        elif type(value) is kind:
+            return value
+        elif kind is float and type(value) is int:
+            return float(value)
+    return None

@@ -1,0 +1,217 @@
+"""The parts a method is made of: one small frozen value a question, each with a name.
+
+Three kinds. *Server rules* (``Merge``, ``WeightRule``, ``ServerOpt``, ``RankRule``, ``Start``) carry a function and run
+where the round is closed. *Plan rules* (``Placement``, ``LayerRule``, ``FactorRule``, ``Groups``) carry a function or a
+set and are asked when a round is planned. *Device parts* (``Codec``, ``Probe``, ``Local``, ``Mask``, ``Personal``) are
+a name with options: the code they name runs on the device, in torch or without, and cannot be shipped as a function.
+
+A plain function may stand where a server rule is expected; then nothing is known about it (see ``Merge``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from fedsplit.lora.adapter import ModuleKey
+from fedsplit.lora.lowrank import Array, LowRank
+from fedsplit.method.values import ClientUpdate, Memory, Merged
+from fedsplit.plan.types import Topology
+
+Side = Literal["A", "B"]
+Options = Mapping[str, int | float | str | bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What a plan rule may look at: nothing but arguments, so that a plan can be made again.
+
+    ``layers``: decoder layers of the model. ``rank``: what the plan (else the run file) gives the client.
+    ``stats``: what the client's probe returned, by name; empty without a probe.
+    """
+
+    round: int
+    client: str
+    seed: int
+    layers: int
+    rank: int
+    stats: Mapping[str, float] = field(default_factory=dict)
+
+
+# ---- plan rules ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Who holds which segment: the topologies the planner may choose from. ``keep``: share of the body's layers in an
+    emulator that the device holds instead of the body (FedBiOT); 0: no emulator."""
+
+    name: str
+    allowed: frozenset[Topology]
+    keep: float = 0.0
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """Layers a client holds and those it trains this round; ``trains`` is a subset of ``holds``."""
+
+    holds: frozenset[int]
+    trains: frozenset[int]
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """Which layers a client holds and trains this round."""
+
+    name: str
+    choose: Callable[[Ask], LayerChoice]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Which of A and B a client trains and which it sends. What is not sent stays personal; what is not trained is
+    common to all."""
+
+    trains: frozenset[Side]
+    shares: frozenset[Side]
+
+
+@dataclass(frozen=True)
+class FactorRule:
+    """The factors of a round (rounds count from 0)."""
+
+    name: str
+    of: Callable[[int], Factors]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which clients share an adapter: the name of each client's group."""
+
+    name: str
+    of: Callable[[Ask], str]
+
+
+@dataclass(frozen=True)
+class RankRule:
+    """``of``: rank of one client's module. ``reduce``: a global factor cut to at most that rank. ``equal``: all clients
+    have the same rank in a module."""
+
+    name: str
+    of: Callable[[Ask, ModuleKey], int]
+    reduce: Callable[[LowRank, int], LowRank]
+    equal: bool
+
+
+# ---- device parts ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How adapter tensors travel: wire codecs up and down (``fedsplit.wire``)."""
+
+    name: str
+    up: str = "raw"
+    down: str = "raw"
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Statistics a client gathers without training."""
+
+    name: str
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Local:
+    """The local step and the order of the data."""
+
+    name: str
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What share of an adapter goes down and up, chosen how."""
+
+    name: str
+    down: float = 1.0
+    up: float = 1.0
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Personal:
+    """What stays on the client for good and how it combines with the shared adapter at inference."""
+
+    name: str
+    options: Options = field(default_factory=dict)
+
+
+# ---- server rules ----------------------------------------------------------------------------------------------------
+
+WeightFunction: TypeAlias = Callable[[Sequence[ClientUpdate]], Sequence[float]]
+"""One non-negative weight per update, in their order; normalised afterwards, per module, over those that trained it."""
+
+MergeFunction: TypeAlias = Callable[[Sequence[LowRank], Sequence[float], Memory], Merged]
+"""``(parts, p_K, memory)``: K factors of one module in float64, their weights (sum 1), what is remembered. K >= 1."""
+
+StepFunction: TypeAlias = Callable[[Array, Array, Mapping[str, Array]], tuple[Array, dict[str, Array]]]
+"""``(previous, merged, memory) -> (next, memory)`` for one tensor in float64, entry by entry."""
+
+
+@dataclass(frozen=True)
+class WeightRule:
+    """How much each arrival counts. ``secure_sum``: known without seeing a single client's factors."""
+
+    name: str
+    of: WeightFunction
+    secure_sum: bool = True
+
+    def __call__(self, updates: Sequence[ClientUpdate]) -> Sequence[float]:
+        return self.of(updates)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """From the parts of one module to the next global factors.
+
+    ``exact``: adapter + fold equal the weighted sum of the products. ``equal_ranks``: needs one rank in a module.
+    ``secure_sum``: needs nothing but weighted sums of the factors. ``mutates_base``: returns folds. The defaults are
+    what has to be assumed of a plain function.
+    """
+
+    name: str
+    of: MergeFunction
+    exact: bool = False
+    equal_ranks: bool = False
+    secure_sum: bool = False
+    mutates_base: bool = True
+
+    def __call__(self, parts: Sequence[LowRank], p_K: Sequence[float], memory: Memory) -> Merged:
+        return self.of(parts, p_K, memory)
+
+
+@dataclass(frozen=True)
+class ServerOpt:
+    """From the merged tensor to the next global one, entry by entry, for A, B and the head alike.
+
+    ``entrywise`` False only for ``replace``: an optimiser with memory needs tensors that keep shape and meaning.
+    """
+
+    name: str
+    step: StepFunction
+    entrywise: bool = True
+
+
+@dataclass(frozen=True)
+class Start:
+    """First factors and where the next round starts. ``first``: law of the first draw, by the name the segment loader
+    knows. ``then``: the factors clients start from, given what the server opt left (shapes may change)."""
+
+    name: str
+    first: str
+    then: Callable[[LowRank, Memory], LowRank]

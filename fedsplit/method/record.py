@@ -1,0 +1,190 @@
+"""A method is a record of parts, usually one paper. Change a part with ``but``, change it in time with ``phases``.
+
+``Method(merge=exact, ranks=per_device(fit="svd"))``, ``fedavg().but(server_opt=momentum(decay=0.9))``,
+``phases({0: warm_up, 20: fedavg()})``: there is nothing to inherit from and no second list to edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+from fedsplit.errors import ConfigError, Problem
+from fedsplit.method import merge as merges
+from fedsplit.method import ranks as rank_rules
+from fedsplit.method import server_opt as server_opts
+from fedsplit.method import stock
+from fedsplit.method import weights as weight_rules
+from fedsplit.method.parts import (
+    Codec,
+    FactorRule,
+    Groups,
+    LayerRule,
+    Local,
+    Mask,
+    Merge,
+    MergeFunction,
+    Personal,
+    Placement,
+    Probe,
+    RankRule,
+    ServerOpt,
+    Start,
+    WeightFunction,
+    WeightRule,
+)
+from fedsplit.method.values import SERVER, ClientUpdate, Fold, GlobalState, Memory, Merged
+
+__all__ = [
+    "SERVER",
+    "ClientUpdate",
+    "Fold",
+    "GlobalState",
+    "Memory",
+    "Merged",
+    "Method",
+    "Phases",
+    "Traffic",
+    "phases",
+]
+
+
+class Traffic(NamedTuple):
+    """Scalars of one module that one client receives and sends in one round."""
+
+    down: int
+    up: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """All decisions of a federated method. The defaults are FedAvg on the factors."""
+
+    name: str = "custom"
+    topology: Placement = stock.planned
+    """Who holds which segment."""
+    layers: LayerRule = stock.every
+    """Which layers a client holds, which it trains, this round."""
+    ranks: RankRule = rank_rules.from_run_file
+    """Rank per client and module; cutting a global factor to it."""
+    codec: Codec = stock.raw
+    """How tensors travel, up and down."""
+    start: Start = stock.averaged
+    """First factors; where the next round starts."""
+    factors: FactorRule = stock.both
+    """Which of A, B trains, which is shared, this round."""
+    probe: Probe = stock.no_probe
+    """Statistics a client gathers without training."""
+    local: Local = stock.backprop
+    """The local step and the order of the data."""
+    mask: Mask = stock.dense
+    """What part of an adapter goes down and up."""
+    groups: Groups = stock.one
+    """Which clients share an adapter."""
+    personal: Personal = stock.nothing_personal
+    """What stays on the client; how it combines at inference."""
+    weights: WeightRule | WeightFunction = weight_rules.samples
+    """How much each arrival counts."""
+    merge: Merge | MergeFunction = merges.fedavg
+    """(parts, weights, memory) -> Merged, per module."""
+    server_opt: ServerOpt = server_opts.replace
+    """From the merged tensor to the next global one."""
+
+    def but(self, **parts: Any) -> Method:
+        """The same method with other parts. Raises ConfigError on a part that does not exist."""
+        if unknown := sorted(set(parts) - set(SLOTS) - {"name"}):
+            raise ConfigError([Problem(f"method.{name}", "no such part", ", ".join(SLOTS)) for name in unknown])
+        return replace(self, **parts)
+
+    def at(self, round: int) -> Method:
+        """The method of that round: itself (``Phases`` answers differently)."""
+        return self
+
+    def traffic(self, m: int, n: int, rank: int, round: int = 0) -> Traffic:
+        """Scalars that travel for one M x N module at ``rank``: the shared factors, thinned by the mask."""
+        shares = self.factors.of(round).shares
+        size = rank * ((n if "A" in shares else 0) + (m if "B" in shares else 0))
+        return Traffic(down=round_up(size * self.mask.down), up=round_up(size * self.mask.up))
+
+    # ---- what is true of the whole, derived from the parts -----------------------------------------------------------
+
+    @property
+    def merge_rule(self) -> Merge:
+        """The merge with what is declared about it; a plain function declares nothing."""
+        return self.merge if isinstance(self.merge, Merge) else Merge(part_name(self.merge), self.merge)
+
+    @property
+    def weight_rule(self) -> WeightRule:
+        if isinstance(self.weights, WeightRule):
+            return self.weights
+        return WeightRule(part_name(self.weights), self.weights, secure_sum=False)
+
+    @property
+    def exact(self) -> bool:
+        """After a round, base + adapter equal the weighted sum of the clients' products."""
+        return self.merge_rule.exact and not self.server_opt.entrywise
+
+    @property
+    def unequal_ranks(self) -> bool:
+        """Clients of different ranks can take part."""
+        return not self.merge_rule.equal_ranks
+
+    @property
+    def secure_sum(self) -> bool:
+        """The server needs weighted sums only, never one client's factors."""
+        return self.merge_rule.secure_sum and self.weight_rule.secure_sum
+
+    @property
+    def mutates_base(self) -> bool:
+        """Rounds may fold updates into the base weights."""
+        return self.merge_rule.mutates_base
+
+    @property
+    def edge(self) -> bool:
+        """The device's side runs without torch: gradients through exported graphs, nothing beyond the stock step."""
+        return all(part_name(getattr(self, slot)) == name for slot, name in _EDGE.items())
+
+    def parts(self) -> dict[str, str]:
+        """The name of every part, in the order of the table in docs/methods.md."""
+        return {slot: part_name(getattr(self, slot)) for slot in SLOTS}
+
+
+SLOTS = tuple(field.name for field in fields(Method) if field.name != "name")
+_EDGE = {"local": "backprop", "probe": "none", "personal": "none", "mask": "dense", "factors": "both"}
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Methods that follow one another: ``at(round)`` is the one with the largest start not after ``round``."""
+
+    starts: tuple[int, ...]
+    methods: tuple[Method, ...]
+    name: str = "phases"
+
+    def at(self, round: int) -> Method:
+        """The method in force in that round (rounds count from 0)."""
+        return [method for start, method in zip(self.starts, self.methods, strict=True) if start <= round][-1]
+
+    def but(self, **parts: Any) -> Phases:
+        """Every phase with these parts changed."""
+        return replace(self, methods=tuple(method.but(**parts) for method in self.methods))
+
+
+def phases(schedule: Mapping[int, Method]) -> Phases:
+    """Methods by the round from which each applies. Raises ConfigError unless one starts at round 0."""
+    starts = tuple(sorted(schedule))
+    if not starts or starts[0] != 0:
+        found = ", ".join(map(str, starts)) or "nothing"
+        raise ConfigError([Problem("phases", f"starts at {found}", "a method for round 0")])
+    return Phases(starts, tuple(schedule[start] for start in starts))
+
+
+def part_name(part: object) -> str:
+    """A part's name; a plain function's own."""
+    return str(getattr(part, "name", None) or getattr(part, "__name__", None) or type(part).__name__)
+
+
+def round_up(count: float) -> int:
+    """The smallest whole number not below ``count``: a mask keeps at least what it promises."""
+    return -int(-count // 1)

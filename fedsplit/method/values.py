@@ -1,0 +1,92 @@
+"""What goes into a round and what comes out: updates, merged modules, the global state. Values only.
+
+Legend: M out, N in, R rank, K clients. A *fold* is a low-rank patch to the frozen base weight, with a version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from fedsplit.lora.adapter import Adapter, Head, ModuleKey
+from fedsplit.lora.lowrank import Array, LowRank
+
+SERVER = "@server"
+"""Name of the update that stands for a server copy which trained on behalf of many clients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientUpdate:
+    """One client's factors after its local steps, only of the modules it trained.
+
+    ``examples``: rows it trained on this round (n_k, >= 0; 0 is dropped before anything else). A server copy that all
+    clients trained together comes as ``client="@server"`` with the sum of their examples and ``stands_for`` clients.
+    """
+
+    client: str
+    examples: int
+    base_version: int
+    adapter: Adapter
+    head: Head = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    stands_for: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a merge rule may know of its module besides the parts, and what it remembered from earlier rounds.
+
+    ``previous`` is the global factor the round started from (None in the first round of a module), in the precision of
+    the merge; ``arrays`` is what the rule returned as ``Merged.memory`` the last time; ``seed`` is the run's.
+    """
+
+    key: ModuleKey
+    round: int = 0
+    seed: int = 0
+    previous: LowRank | None = None
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One module after merging: the next global factors, what goes into the base beside them, what to remember."""
+
+    adapter: LowRank
+    fold: LowRank | None = None
+    memory: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A patch that turns base version ``version - 1`` into ``version``: ``W += B_MR @ A_RN`` for each module."""
+
+    version: int
+    patch: Adapter
+
+
+@dataclass(frozen=True)
+class GlobalState:
+    """Everything the server carries from round to round. The effective weight of a module is
+    ``W + sum of its folds + adapter[key]``; a quantised base keeps its folds beside it.
+
+    ``round``: rounds committed so far. ``memory``: arrays of the method, by flat name (momentum, ...). ``notes``: what
+    the last round left out and why, for the journal; no part of the state that training depends on.
+    """
+
+    round: int
+    adapter_version: int
+    base_version: int
+    adapter: Adapter
+    head: Head = field(default_factory=dict)
+    memory: Mapping[str, Array] = field(default_factory=dict)
+    folds: tuple[Fold, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @staticmethod
+    def first(adapter: Adapter, head: Head | None = None) -> GlobalState:
+        """The state before round 0."""
+        return GlobalState(0, 0, 0, dict(adapter), dict(head or {}))
+
+    def noted(self, *notes: str) -> GlobalState:
+        """The same state with other notes."""
+        return replace(self, notes=notes)

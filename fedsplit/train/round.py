@@ -1,0 +1,251 @@
+"""Closing a round: updates in, the next global state out. A pure function: no clock, no I/O, no chance of its own.
+
+Per module, over the clients that trained *that* module, with weights renormalised over them: clients may hold other
+layers, and some may be missing. Sums run in float64 in the order of client names and are rounded once, so that the
+order of arrival leaves no trace, not even in the last bit.
+
+Legend: M out, N in, R rank, K clients.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal
+
+from array_api_compat import array_namespace
+
+from fedsplit.errors import ConfigError, Problem, Refused
+from fedsplit.lora.adapter import Adapter, Head, ModuleKey, flatten, select
+from fedsplit.lora.lowrank import Array, LowRank
+from fedsplit.method.merge import weighted_sum
+from fedsplit.method.parts import Ask, RankRule
+from fedsplit.method.record import SERVER, ClientUpdate, Fold, GlobalState, Memory, Merged, Method, Phases
+from fedsplit.seeds import generator
+
+HeadPolicy = Literal["fedavg", "frozen", "local"]
+Weighted = Sequence[tuple[ClientUpdate, float]]
+
+
+def run_round(
+    state: GlobalState,
+    updates: Iterable[ClientUpdate],
+    method: Method | Phases,
+    *,
+    head_policy: HeadPolicy = "fedavg",
+    seed: int = 0,
+) -> GlobalState:
+    """The state after the round that ``state.round`` counts. ``seed``: the run's, for methods that draw.
+
+    Updates without examples and updates that hold a non-finite number are left out, the latter with a note in the
+    result. Where nothing is left, or where merging leaves the finite numbers, the state comes back as it was, round
+    number and versions included, with a note. A module that nobody trained keeps its factors; so does the head under
+    ``frozen`` and ``local``, and a head tensor that nobody sent.
+
+    Raises Refused on an update that does not belong to this state (see ``refuse_stranger``) and on two with one name;
+    IncompatibleParts where the merge cannot combine the ranks that came.
+    """
+    rule = method.at(state.round)
+    arrivals, notes = _arrivals(state, updates)
+    if not arrivals:
+        return state.noted(*notes)
+    weighted = _weighted(arrivals, rule)
+    if not weighted:
+        return state.noted(*notes, f"weights = {rule.weight_rule.name} gives all {len(arrivals)} updates 0")
+    merged = {key: _merge_module(state, key, weighted, rule, seed) for key in sorted(_trained(weighted))}
+    adapter, memory = dict(state.adapter), dict(state.memory)
+    for key, result in merged.items():
+        _forget(memory, f"{key}/merge/")
+        memory.update({f"{key}/merge/{name}": array for name, array in result.memory.items()})
+        adapter[key] = _next_factors(state, key, result, rule, seed, memory)
+    head = _next_head(state, weighted, rule, memory) if head_policy == "fedavg" else state.head
+    folds = _next_folds(state, merged)
+    if broken := _first_broken(adapter, head):
+        return state.noted(*notes, f"round dropped: {broken} of the merged state is not finite")
+    return GlobalState(
+        round=state.round + 1,
+        adapter_version=state.adapter_version + 1,
+        base_version=folds[-1].version if folds else state.base_version,
+        adapter=adapter,
+        head=head,
+        memory=memory,
+        folds=folds,
+        notes=notes,
+    )
+
+
+def refuse_stranger(state: GlobalState, update: ClientUpdate) -> None:
+    """Raise Refused unless ``update`` was trained from ``state``: base version, modules, head names, shapes, counts.
+
+    The server asks when the update arrives, so that one stranger does not cost the others their round.
+    """
+    who = f"the update of {update.client}"
+    if update.base_version != state.base_version:
+        raise Refused(
+            f"{who} was trained on base version {update.base_version}, expected {state.base_version}: its factors "
+            "belong to other weights; fetch the missing folds and train again"
+        )
+    if update.examples < 0 or update.stands_for < 1:
+        raise Refused(
+            f"{who} counts {update.examples} examples of {update.stands_for} clients: expected 0 and 1 or more"
+        )
+    for key, part in update.adapter.items():
+        if key not in state.adapter:
+            raise Refused(f"{who} has module {key}, which the global adapter does not have")
+        if part.shape != state.adapter[key].shape:
+            raise Refused(f"{who} has {part.shape} for module {key}, expected {state.adapter[key].shape} (out, in)")
+    for name, tensor in update.head.items():
+        if name not in state.head:
+            raise Refused(f"{who} has head tensor {name}, which the model does not train")
+        if tuple(tensor.shape) != tuple(state.head[name].shape):
+            raise Refused(
+                f"{who} has {tuple(tensor.shape)} for head tensor {name}, expected {tuple(state.head[name].shape)}"
+            )
+
+
+def for_client(
+    state: GlobalState, method: Method | Phases, *, layers: Collection[int] | None = None, ask: Ask | None = None
+) -> dict[ModuleKey, LowRank]:
+    """The factors a client starts the round from: those of ``layers``, cut or grown to the ranks that the method gives
+    this client (``ask``; None: as they are).
+
+    A grown module gets random rows of A (the same for all clients) and zero columns of B: the function is unchanged
+    and the new components can learn, which they could not with both zero.
+    """
+    chosen = select(state.adapter, layers=layers)
+    if ask is None:
+        return chosen
+    rule = method.at(state.round).ranks
+    return {key: _fitted(rule, part, key, ask) for key, part in chosen.items()}
+
+
+def _fitted(rule: RankRule, part: LowRank, key: ModuleKey, ask: Ask) -> LowRank:
+    rank, n = rule.of(ask, key), part.shape[1]
+    if part.rank > rank:
+        part = rule.reduce(part.astype("float64"), rank).astype(part.dtype)
+    if part.rank == rank:
+        return part
+    xp = array_namespace(part.A_RN)
+    # All rank rows are drawn and the last taken, so that clients of unequal rank share the rows they have in common.
+    rows_RN = generator(ask.seed, ask.round, str(key), "grow").uniform(-(n**-0.5), n**-0.5, size=(rank, n))
+    where = {"dtype": part.dtype, "device": getattr(part.A_RN, "device", None)}
+    return part.pad(rank, xp.asarray(rows_RN[part.rank :], **where))
+
+
+# ---- who counts ------------------------------------------------------------------------------------------------------
+
+
+def _arrivals(state: GlobalState, updates: Iterable[ClientUpdate]) -> tuple[list[ClientUpdate], tuple[str, ...]]:
+    """Updates that count, by client name, and notes on those that hold non-finite numbers."""
+    ordered = sorted(updates, key=lambda update: update.client)
+    for before, update in itertools.pairwise(ordered):
+        if before.client == update.client:
+            raise Refused(f"two updates of {update.client} in one round: expected one a client")
+    kept, notes = [], []
+    for update in ordered:
+        refuse_stranger(state, update)
+        if broken := _first_broken(update.adapter, update.head):
+            notes.append(f"left out {update.client}: {broken} is not finite")
+        elif update.examples > 0:
+            kept.append(update)
+    return kept, tuple(notes)
+
+
+def _weighted(arrivals: Sequence[ClientUpdate], rule: Method) -> list[tuple[ClientUpdate, float]]:
+    """Updates that weigh something, with their weights as the method gives them. Raises ConfigError on a bad rule."""
+    weights = [float(weight) for weight in rule.weight_rule(arrivals)]
+    if len(weights) != len(arrivals) or not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+        expected = f"one finite number, 0 or more, for each of {len(arrivals)} updates"
+        raise ConfigError([Problem("method.weights", f"{weights} from {rule.weight_rule.name}", expected)])
+    return [(update, weight) for update, weight in zip(arrivals, weights, strict=True) if weight > 0]
+
+
+def _first_broken(adapter: Adapter, head: Head) -> str:
+    """Name of the first tensor with a NaN or an infinity; empty where all are finite."""
+    for name, tensor in flatten(adapter, head).items():
+        xp = array_namespace(tensor)
+        if not bool(xp.all(xp.isfinite(tensor))):
+            return name
+    return ""
+
+
+def _trained(weighted: Weighted) -> set[ModuleKey]:
+    return {key for update, _ in weighted for key in update.adapter}
+
+
+def _normalised(weights: Sequence[float]) -> list[float]:
+    """Weights that sum to 1; a single one is exactly 1.0."""
+    whole = sum(weights)
+    return [weight / whole for weight in weights]
+
+
+# ---- modules ---------------------------------------------------------------------------------------------------------
+
+
+def _merge_module(state: GlobalState, key: ModuleKey, weighted: Weighted, rule: Method, seed: int) -> Merged:
+    parts = [update.adapter[key].astype("float64") for update, _ in weighted if key in update.adapter]
+    p_K = _normalised([weight for update, weight in weighted if key in update.adapter])
+    return rule.merge_rule(parts, p_K, _memory(state, key, seed))
+
+
+def _memory(state: GlobalState, key: ModuleKey, seed: int) -> Memory:
+    previous = state.adapter[key].astype("float64")
+    return Memory(
+        key=key, round=state.round, seed=seed, previous=previous, arrays=_recall(state.memory, f"{key}/merge/")
+    )
+
+
+def _next_factors(
+    state: GlobalState, key: ModuleKey, merged: Merged, rule: Method, seed: int, memory: dict[str, Array]
+) -> LowRank:
+    """Server opt on A and B, then the start of the next round, then one rounding to the state's dtype."""
+    before, after = state.adapter[key].astype("float64"), merged.adapter
+    if rule.server_opt.entrywise:
+        b = _stepped(before.B_MR, after.B_MR, rule, memory, f"{key}/B/")
+        a = _stepped(before.A_RN, after.A_RN, rule, memory, f"{key}/A/")
+        after = LowRank(b, a)
+    return rule.start.then(after, _memory(state, key, seed)).astype(state.adapter[key].dtype)
+
+
+def _stepped(previous: Array, merged: Array, rule: Method, memory: dict[str, Array], prefix: str) -> Array:
+    following, remembered = rule.server_opt.step(previous, merged, _recall(memory, prefix))
+    memory.update({f"{prefix}{name}": array for name, array in remembered.items()})
+    return following
+
+
+def _next_folds(state: GlobalState, merged: Mapping[ModuleKey, Merged]) -> tuple[Fold, ...]:
+    """All folds so far, this round's last. Folds keep the precision of the merge: a residual is small."""
+    patch: Adapter = {key: result.fold for key, result in merged.items() if result.fold is not None}
+    return (*state.folds, Fold(state.base_version + 1, patch)) if patch else state.folds
+
+
+# ---- head ------------------------------------------------------------------------------------------------------------
+
+
+def _next_head(state: GlobalState, weighted: Weighted, rule: Method, memory: dict[str, Array]) -> Head:
+    head: dict[str, Array] = dict(state.head)
+    for name, before in state.head.items():
+        senders = [(update.head[name], weight) for update, weight in weighted if name in update.head]
+        if not senders:
+            continue
+        xp = array_namespace(before)
+        mean = weighted_sum([xp.astype(t, xp.float64) for t, _ in senders], _normalised([w for _, w in senders]))
+        after = _stepped(xp.astype(before, xp.float64), mean, rule, memory, f"head/{name}/")
+        head[name] = xp.astype(after, before.dtype)
+    return head
+
+
+# ---- memory by flat name ---------------------------------------------------------------------------------------------
+
+
+def _recall(memory: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    return {name.removeprefix(prefix): array for name, array in memory.items() if name.startswith(prefix)}
+
+
+def _forget(memory: dict[str, Array], prefix: str) -> None:
+    for name in [name for name in memory if name.startswith(prefix)]:
+        del memory[name]
+
+
+__all__ = ["SERVER", "HeadPolicy", "for_client", "refuse_stranger", "run_round"]
