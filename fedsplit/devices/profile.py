@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+SAFETY = 0.9
+"""Share of the free memory that a plan may fill: allocators keep holes, and other programs breathe."""
+
 
 class Link(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The way to a server: bytes per second up and down (10th percentile), one-way latency in seconds."""
@@ -14,7 +17,13 @@ class Link(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One machine. ``flops`` maps a dtype name (``float32``, ``bfloat16``) to measured FLOP/s of a decoder layer."""
+    """One machine. ``flops`` maps a dtype name (``float32``, ``bfloat16``) to measured FLOP/s of a decoder layer.
+
+    ``free_memory_bytes``: after the operating system, before fedsplit starts. ``reserve_bytes``: of that, to be left
+    alone. ``runtime_bytes``: what a fedsplit process takes before any weight (about 400 MB with torch, 60 MB with the
+    edge runtime; 0 where the memory is the accelerator's). ``layer_overhead_s``: seconds of one pass through one layer
+    that do not depend on its size. ``power_w``: watts while computing.
+    """
 
     name: str
     arch: str
@@ -24,8 +33,16 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     memory_bandwidth_bps: float
     memory_bytes: int
     free_memory_bytes: int
+    reserve_bytes: int = 0
+    runtime_bytes: int = 400_000_000
+    layer_overhead_s: float = 0.0
     disk_free_bytes: int = 0
     link: Link | None = None
     power_w: float | None = None
     measured: str = ""
     source: str = ""
+
+    @property
+    def budget_bytes(self) -> int:
+        """Memory that a whole fedsplit process may take on this machine."""
+        return int(SAFETY * (self.free_memory_bytes - self.reserve_bytes))

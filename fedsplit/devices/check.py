@@ -1,0 +1,126 @@
+"""Is a profile possible? Every problem at once, each with its path, what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from fedsplit.devices.profile import DeviceProfile, Link
+from fedsplit.devices.units import SPEEDS, parse, units_of
+from fedsplit.errors import Problem
+
+DTYPES = ("float32", "bfloat16", "float16")
+_REQUIRED_LINK = ("up_bps", "down_bps")
+_MAY_BE_ZERO = ("reserve_bytes", "runtime_bytes", "layer_overhead_s", "disk_free_bytes", "latency_s")
+
+
+def shape_problems(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Turn texts with units into numbers and find everything that keeps ``raw`` from being a DeviceProfile."""
+    problems: list[Problem] = []
+    plain = _section(raw, DeviceProfile, "", problems)
+    if "flops" in plain:
+        plain["flops"] = _flops(plain["flops"], problems)
+    if plain.get("link") is not None:
+        plain["link"] = _table(plain["link"], Link, "link", problems)
+    return plain, problems
+
+
+def _table(raw: Any, struct: type[msgspec.Struct], path: str, problems: list[Problem]) -> dict[str, Any]:
+    if isinstance(raw, Mapping):
+        return _section(raw, struct, f"{path}.", problems)
+    problems.append(Problem(path, repr(raw), "a table", f"write a [{path}] section"))
+    return {}
+
+
+def _section(
+    raw: Mapping[str, Any], struct: type[msgspec.Struct], prefix: str, problems: list[Problem]
+) -> dict[str, Any]:
+    fields = {field.name: field for field in msgspec.structs.fields(struct)}
+    plain: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            fix = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(fields)}"
+            problems.append(Problem(prefix + key, "an unknown key", "a key of a device profile", fix))
+            continue
+        plain[key] = _value(value, key, fields[key].type, prefix + key, problems)
+    missing = [name for name, field in fields.items() if field.required and name not in raw]
+    problems.extend(Problem(prefix + name, "nothing", "a value", "add this key") for name in missing)
+    return plain
+
+
+def _value(value: Any, key: str, kind: Any, path: str, problems: list[Problem]) -> Any:
+    if key in ("flops", "link"):
+        return value
+    if kind is str:
+        if not isinstance(value, str):
+            problems.append(Problem(path, repr(value), "a text"))
+        return value
+    number = _number(value, units_of(key), path, problems)
+    return round(number) if kind is int and number is not None and math.isfinite(number) else number
+
+
+def _number(value: Any, units: dict[str, float], path: str, problems: list[Problem]) -> float | None:
+    if isinstance(value, str):
+        number = parse(value, units)
+        if number is None:
+            known = ", ".join(units) if units else "no unit"
+            problems.append(Problem(path, repr(value), f"a number with one of the units: {known}"))
+        return number
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        problems.append(Problem(path, repr(value), "a number"))
+        return None
+    return float(value)
+
+
+def _flops(raw: Any, problems: list[Problem]) -> dict[str, Any]:
+    if not isinstance(raw, Mapping) or not raw:
+        problems.append(Problem("flops", repr(raw), "a table of FLOP/s a dtype", "write [flops] with float32 = …"))
+        return {}
+    for key in set(raw) - set(DTYPES):
+        problems.append(Problem(f"flops.{key}", "an unknown dtype", f"one of {', '.join(DTYPES)}"))
+    return {key: _number(value, SPEEDS, f"flops.{key}", problems) for key, value in raw.items()}
+
+
+def value_problems(profile: DeviceProfile) -> list[Problem]:
+    """Numbers that no machine has: negative, zero link, more reserve than memory."""
+    return [*_signs(profile), *_memory(profile)]
+
+
+def _signs(profile: DeviceProfile) -> Iterator[Problem]:
+    if not profile.name:
+        yield Problem("name", "an empty text", "a name", "the file's name without .toml will do")
+    for path, value in _numbers(profile):
+        key = path.rsplit(".", 1)[-1]
+        if not math.isfinite(value) or value < 0:
+            yield Problem(path, f"{value:g}", "a finite number, not negative")
+        elif value == 0 and key not in _MAY_BE_ZERO:
+            fix = "leave [link] out where there is no link" if path.startswith("link.") else ""
+            yield Problem(path, "0", "more than 0", fix)
+    if "float32" not in profile.flops:
+        yield Problem("flops.float32", "nothing", "FLOP/s in float32", "every other dtype is optional")
+
+
+def _numbers(profile: DeviceProfile) -> Iterator[tuple[str, float]]:
+    for field in msgspec.structs.fields(profile):
+        value = getattr(profile, field.name)
+        if isinstance(value, int | float):
+            yield field.name, value
+    yield from ((f"flops.{key}", value) for key, value in profile.flops.items())
+    if profile.link is not None:
+        yield from ((f"link.{key}", value) for key, value in msgspec.structs.asdict(profile.link).items())
+
+
+def _memory(profile: DeviceProfile) -> Iterator[Problem]:
+    total, free, reserve = profile.memory_bytes, profile.free_memory_bytes, profile.reserve_bytes
+    if free > total:
+        yield Problem("free_memory_bytes", f"{free:,}", f"at most memory_bytes, {total:,}")
+    if reserve > free:
+        fix = "nothing would be left for training; lower the reserve"
+        yield Problem("reserve_bytes", f"{reserve:,}", f"at most free_memory_bytes, {free:,}", fix)
+    if profile.threads > 4 * profile.cores:
+        yield Problem("threads", str(profile.threads), f"at most four a core, {4 * profile.cores}")

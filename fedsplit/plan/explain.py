@@ -1,0 +1,102 @@
+"""Why a plan is as it is, in plain words and numbers: what binds it, what the other topologies would have cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedsplit.config.run import ClientSection
+from fedsplit.devices.units import duration, size
+from fedsplit.plan.options import Option
+from fedsplit.plan.question import Question
+from fedsplit.plan.timing import ASSUMED_LINK
+from fedsplit.plan.types import Topology
+
+CAUSES = {
+    "device": "speed of the device",
+    "up": "uplink",
+    "server": "speed of the server",
+    "down": "downlink",
+    "latency": "latency of the link",
+}
+
+
+def binding(options: Sequence[Option], best: Option, fixed: ClientSection | None) -> str:
+    """What a faster step would need: memory when a faster candidate did not fit, else the largest share of the time."""
+    if fixed and fixed.topology and (fixed.cut is not None or fixed.topology in ("local", "w")):
+        return "fixed in the run file"
+    faster = next((option for option in options if not option.fits and option.key < best.key), None)
+    if faster is not None:
+        return faster.short_of
+    return CAUSES[best.times.largest()[0]]
+
+
+def reasons(options: Sequence[Option], best: Option, why_not: Sequence[str], question: Question) -> tuple[str, ...]:
+    """One line a fact; the first names the choice."""
+    budget = question.device.budget_bytes
+    fitting = sum(option.fits for option in options)
+    found = [
+        f"{best.name}: {duration(best.times.total)} a step, "
+        + (f"the fastest of {fitting} plans that fit" if fitting > 1 else "the only plan that fits"),
+        f"{best.name}: {size(best.memory.total)} of {size(budget)}{_others(options, best)}",
+        f"of the memory, {_shares(best)}",
+        f"of the time, {_times(best)}",
+        *_compared(options, best),
+        *why_not,
+    ]
+    if best.work.micro_batches > question.run.train.micro_batches:
+        found.append(f"{best.work.micro_batches} micro-batches of {best.work.rows} rows: fewer would not fit")
+    if best.topology is not Topology.LOCAL and question.device.link is None:
+        found.append(
+            f"the link was not measured: {8 * ASSUMED_LINK.up_bps / 1e6:.0f} Mbit/s and "
+            f"{duration(ASSUMED_LINK.latency_s)} were assumed"
+        )
+    if best.work.dtype not in question.device.flops:
+        found.append(f"{best.work.dtype} was not measured on this device: its float32 speed was taken")
+    return tuple(found)
+
+
+def _others(options: Sequence[Option], best: Option) -> str:
+    """What the other topologies need at least, for the reader who wonders why not."""
+    least: dict[Topology, Option] = {}
+    for option in options:
+        known = least.get(option.topology)
+        if option.topology is not best.topology and (known is None or option.memory.total < known.memory.total):
+            least[option.topology] = option
+    return "".join(f"; {topology} needs {size(option.memory.total)}" for topology, option in sorted(least.items()))
+
+
+def _shares(best: Option) -> str:
+    memory = best.memory
+    parts = {
+        "weights": memory.weights + memory.embedding + memory.head,
+        "adapters and optimiser": memory.adapters,
+        "activations": memory.acts_front + memory.acts_tail,
+        "logits": memory.logits,
+        "wire buffers": memory.wire,
+        "the program itself": memory.runtime,
+    }
+    return ", ".join(f"{name} {size(count)}" for name, count in parts.items() if count >= 50_000)
+
+
+def _times(best: Option) -> str:
+    times = best.times
+    parts = {
+        "device": times.device,
+        "up": times.up,
+        "server": times.server,
+        "down": times.down,
+        "waiting": times.latency,
+    }
+    return ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds > 0)
+
+
+def _compared(options: Sequence[Option], best: Option) -> list[str]:
+    """The fastest candidate of each other topology, and whether it fits."""
+    found, seen = [], {best.topology}
+    for option in options:
+        if option.topology in seen:
+            continue
+        seen.add(option.topology)
+        lacks = "" if option.fits else f", but lacks {size(option.short_bytes)} of {option.short_of}"
+        found.append(f"{option.name} would take {duration(option.times.total)} a step{lacks}")
+    return found

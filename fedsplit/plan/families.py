@@ -1,0 +1,202 @@
+"""How each family's ``config.json`` becomes a ``ModelCard``: one function a body plan, one table for the differences.
+
+Defaults are those of transformers 5.x. Shape letters: D hidden, F feed-forward, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fedsplit.errors import Problem
+from fedsplit.plan.model import Kept, Linear, ModelCard
+
+Config = Mapping[str, Any]
+
+TASKS = ("causal-lm", "classification", "regression", "image-classification")
+HALF = ("float16", "bfloat16")
+SIZES = {
+    "gpt2": ("n_embd", "n_layer", "n_head", "vocab_size"),
+    "vit": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+}
+TEXT_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+
+
+def config_problems(config: Config, task: str, num_labels: int) -> list[Problem]:
+    """Everything that keeps ``config`` from becoming a card."""
+    family = str(config.get("model_type", ""))
+    found = []
+    if family not in FAMILIES:
+        near = difflib.get_close_matches(family, FAMILIES, 1)
+        fix = f"the nearest supported family is {near[0]}" if near else "use a model of a supported family"
+        return [Problem("model_type", repr(family), f"one of {', '.join(FAMILIES)}", fix)]
+    if task not in TASKS:
+        found.append(Problem("model.task", repr(task), f"one of {', '.join(TASKS)}"))
+    elif task not in _tasks(family):
+        found.append(Problem("model.task", f"{task!r} with a {family} model", f"one of {', '.join(_tasks(family))}"))
+    if num_labels < 0:
+        found.append(Problem("model.labels", str(num_labels), "a number of classes"))
+    for key in SIZES.get(family, TEXT_SIZES):
+        value = config.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            what = "nothing" if value is None else repr(value)
+            found.append(Problem(key, what, "a whole number above 0", "take the config.json of the model itself"))
+    if not found:
+        hidden, heads = _either(config, "hidden_size", "n_embd"), _either(config, "num_attention_heads", "n_head")
+        if hidden % heads and not config.get("head_dim"):
+            found.append(Problem("num_attention_heads", str(heads), f"a divisor of the hidden size {hidden}"))
+    return found
+
+
+def _tasks(family: str) -> tuple[str, ...]:
+    if family == "vit":
+        return ("image-classification",)
+    classify = ("classification", "regression")
+    return classify if family in ("bert", "roberta") else ("causal-lm", *classify)
+
+
+def _either(config: Config, *names: str) -> int:
+    return next(int(config[name]) for name in names if config.get(name) is not None)
+
+
+def _stored_bits(config: Config) -> int:
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    return 16 if dtype in HALF else 32
+
+
+def _score(task: str, hidden: int, vocab: int, tied: bool, labels: int) -> tuple[int, int]:
+    """(own parameters, multiplications) of a decoder's head: ``lm_head`` a token, or ``score`` an example."""
+    if task == "causal-lm":
+        return (0 if tied else vocab * hidden), vocab * hidden
+    return hidden * labels, hidden * labels
+
+
+def _llama_like(config: Config, task: str, labels: int) -> ModelCard:
+    """Llama, Qwen2, Qwen3, Mistral, Gemma: RMSNorm, gated feed-forward, grouped key and value heads."""
+    family = config["model_type"]
+    D, F, H = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    V = config["vocab_size"]
+    kv = int(config.get("num_key_value_heads") or (8 if family == "mistral" else H))
+    head = int(config.get("head_dim") or {"qwen3": 128, "gemma": 256}.get(family, D // H))
+    bias = bool(config.get("attention_bias", False)) and family in ("llama", "qwen3", "gemma")
+    qk_norm = family == "qwen3"
+    linears = (
+        Linear("self_attn.q_proj", H * head, D, "x"),
+        Linear("self_attn.k_proj", kv * head, D, "x"),
+        Linear("self_attn.v_proj", kv * head, D, "x"),
+        Linear("self_attn.o_proj", D, H * head, "attended"),
+        Linear("mlp.gate_proj", F, D, "m"),
+        Linear("mlp.up_proj", F, D, "m"),
+        Linear("mlp.down_proj", D, F, "f"),
+    )
+    params = sum(linear.out * linear.inp for linear in linears) + 2 * D + (2 * head if qk_norm else 0)
+    params += (H + 2 * kv) * head if bias or family == "qwen2" else 0
+    params += D if bias else 0
+    params += 2 * F + D if family == "llama" and config.get("mlp_bias", False) else 0
+    tied = bool(config.get("tie_word_embeddings", family == "gemma"))
+    own, macs = _score(task, D, V, tied, labels)
+    return ModelCard(
+        family=family, task=task, num_layers=config["num_hidden_layers"], hidden=D, ffn=F, heads=H, kv_heads=kv,
+        head_dim=head, vocab=V, max_tokens=int(config.get("max_position_embeddings") or 2048), tokens=0, tied=tied,
+        num_labels=labels, linears=linears, default_targets=("q_proj", "v_proj"), layer_prefix="model.layers",
+        layer_params=params, embedding_params=V * D, embedding_macs=0, norm_params=D, head_params=own, head_macs=macs,
+        kept=Kept(ffn=3, upcast=True, qk_norm=qk_norm), attention_dropout=float(config.get("attention_dropout") or 0),
+        stored_bits=_stored_bits(config),
+    )  # fmt: skip
+
+
+def _gpt2(config: Config, task: str, labels: int) -> ModelCard:
+    D, H, V = config["n_embd"], config["n_head"], config["vocab_size"]
+    F, positions = int(config.get("n_inner") or 4 * D), int(config.get("n_positions") or 1024)
+    linears = (
+        Linear("attn.c_attn", 3 * D, D, "x"),
+        Linear("attn.c_proj", D, D, "attended"),
+        Linear("mlp.c_fc", F, D, "m"),
+        Linear("mlp.c_proj", D, F, "f"),
+    )
+    params = sum(linear.out * (linear.inp + 1) for linear in linears) + 4 * D
+    tied = bool(config.get("tie_word_embeddings", True))
+    own, macs = _score(task, D, V, tied, labels)
+    # gelu_new is a composite of elementwise operations: four F-wide tensors where a fused one keeps its input only.
+    ffn = 4 if config.get("activation_function", "gelu_new") in ("gelu_new", "gelu_fast") else 1
+    return ModelCard(
+        family="gpt2", task=task, num_layers=config["n_layer"], hidden=D, ffn=F, heads=H, kv_heads=H, head_dim=D // H,
+        vocab=V, max_tokens=positions, tokens=0, tied=tied, num_labels=labels, linears=linears,
+        default_targets=("c_attn",), layer_prefix="transformer.h", layer_params=params,
+        embedding_params=(V + positions) * D, embedding_macs=0, norm_params=2 * D, head_params=own, head_macs=macs,
+        kept=Kept(ffn=ffn, hidden=2, statistics=4),
+        attention_dropout=float(config.get("attn_pdrop", 0.1)), hidden_dropout=float(config.get("resid_pdrop", 0.1)),
+        stored_bits=_stored_bits(config),
+    )  # fmt: skip
+
+
+def _encoder(config: Config, task: str, labels: int) -> ModelCard:
+    """BERT and RoBERTa with a classification head; BERT puts a pooler before it, RoBERTa a dense layer into it."""
+    family = config["model_type"]
+    D, F, H = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    V, positions = config["vocab_size"], int(config.get("max_position_embeddings") or 512)
+    linears = (
+        Linear("attention.self.query", D, D, "x"),
+        Linear("attention.self.key", D, D, "x"),
+        Linear("attention.self.value", D, D, "x"),
+        Linear("attention.output.dense", D, D, "attended"),
+        Linear("intermediate.dense", F, D, "m"),
+        Linear("output.dense", D, F, "f"),
+    )
+    params = sum(linear.out * (linear.inp + 1) for linear in linears) + 4 * D
+    tables = V + positions + int(config.get("type_vocab_size", 2)) + 2
+    return ModelCard(
+        family=family, task=task, num_layers=config["num_hidden_layers"], hidden=D, ffn=F, heads=H, kv_heads=H,
+        # RoBERTa counts positions from padding_idx + 1.
+        head_dim=D // H, vocab=V, max_tokens=positions - (2 if family == "roberta" else 0), tokens=0, tied=False,
+        num_labels=labels, linears=linears, default_targets=("query", "value"), layer_prefix=f"{family}.encoder.layer",
+        layer_params=params, embedding_params=tables * D, embedding_macs=0, norm_params=0,
+        head_params=D * D + D + labels * (D + 1), head_macs=D * D + labels * D, kept=Kept(ffn=1, statistics=4),
+        attention_dropout=float(config.get("attention_probs_dropout_prob", 0.1)),
+        hidden_dropout=float(config.get("hidden_dropout_prob", 0.1)), stored_bits=_stored_bits(config),
+    )  # fmt: skip
+
+
+def _vit(config: Config, task: str, labels: int) -> ModelCard:
+    D, F, H = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    channels = int(config.get("num_channels", 3))
+    image, patch = _pair(config.get("image_size", 224)), _pair(config.get("patch_size", 16))
+    patches = (image[0] // patch[0]) * (image[1] // patch[1])
+    pixels = channels * patch[0] * patch[1]
+    linears = (
+        Linear("attention.q_proj", D, D, "x"),
+        Linear("attention.k_proj", D, D, "x"),
+        Linear("attention.v_proj", D, D, "x"),
+        Linear("attention.o_proj", D, D, "attended"),
+        Linear("mlp.fc1", F, D, "m"),
+        Linear("mlp.fc2", D, F, "f"),
+    )
+    bias = 3 * D if config.get("qkv_bias", True) else 0
+    params = sum(linear.out * linear.inp for linear in linears) + bias + 2 * D + F + 4 * D
+    return ModelCard(
+        family="vit", task=task, num_layers=config["num_hidden_layers"], hidden=D, ffn=F, heads=H, kv_heads=H,
+        head_dim=D // H, vocab=0, max_tokens=patches + 1, tokens=patches + 1, tied=False, num_labels=labels,
+        linears=linears, default_targets=("q_proj", "v_proj"), layer_prefix="vit.layers", layer_params=params,
+        embedding_params=pixels * D + D + D + (patches + 1) * D, embedding_macs=pixels * D, norm_params=2 * D,
+        head_params=labels * (D + 1), head_macs=labels * D, kept=Kept(ffn=1, statistics=4, masked=False),
+        attention_dropout=float(config.get("attention_probs_dropout_prob", 0.0)),
+        hidden_dropout=float(config.get("hidden_dropout_prob", 0.0)), stored_bits=_stored_bits(config),
+    )  # fmt: skip
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+FAMILIES: dict[str, Callable[[Config, str, int], ModelCard]] = {
+    "llama": _llama_like,
+    "qwen2": _llama_like,
+    "qwen3": _llama_like,
+    "mistral": _llama_like,
+    "gemma": _llama_like,
+    "gpt2": _gpt2,
+    "bert": _encoder,
+    "roberta": _encoder,
+    "vit": _vit,
+}

@@ -1,0 +1,145 @@
+"""Peak memory of a client and of the server for one client, term by term.
+
+    weights   = layers held · P_l · bytes                      frozen, in the compute dtype
+    embedding = its tables; head = what it does not share with them
+    adapters  = state_bytes · θ                                fp32 weight 4 + gradient 4 + moments (AdamW 8)
+    acts      = N · bytes · Σ_{l ≥ l_min} (kept_l + lora_l)    l_min: the lowest layer of the segment that trains;
+                                                               the front's times the micro-batches in flight
+    logits    = chunk · V · (bytes + 4 + 4)                    N when the loss is not cut into slices
+    wire      = crossings · N · D · bytes
+
+Derivation: backprop walks through every layer above the lowest trainable parameter, adapted or not, and each of them
+keeps its inputs (``ModelCard.kept_elements``). The front keeps nothing when nothing in it trains; the tail always
+does, because the gradient has to come back to its input. Checked against saved-tensor hooks and the worked example of
+docs/planner.md. Sizes in bytes; N = tokens of one micro-batch, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from fedsplit.plan.model import ModelCard
+from fedsplit.plan.types import ClientPlan, Cut, Topology
+from fedsplit.plan.work import IN_FLIGHT, Work, held
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Peak bytes by cause."""
+
+    weights: int
+    embedding: int = 0
+    head: int = 0
+    adapters: int = 0
+    acts_front: int = 0
+    acts_tail: int = 0
+    logits: int = 0
+    wire: int = 0
+    runtime: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def largest(self) -> tuple[str, int]:
+        """The cause that takes most."""
+        return max(((field.name, getattr(self, field.name)) for field in fields(self)), key=lambda item: item[1])
+
+
+def client_memory(work: Work, topology: Topology, cut: Cut, runtime: int = 0) -> Memory:
+    """Peak of the client process. ``runtime``: what it takes before any weight."""
+    card = work.card
+    front, tail = held(topology, cut, card.num_layers)
+    waiting = 1 if topology is Topology.LOCAL else min(IN_FLIGHT, work.micro_batches)
+    has_head = topology is not Topology.V
+    own_head = card.head_params + card.norm_params if has_head else 0
+    return Memory(
+        weights=(len(front) + len(tail)) * card.layer_params * work.width_bytes,
+        embedding=card.embedding_params * work.width_bytes,
+        head=own_head * work.width_bytes,
+        adapters=work.state_bytes * trained_params(work, topology, cut),
+        acts_front=waiting * activations(work, front),
+        acts_tail=activations(work, tail),
+        logits=logits(work) if has_head else 0,
+        wire=crossings(topology, cut, card.num_layers) * work.peak_tokens * card.hidden * work.width_bytes,
+        runtime=runtime,
+    )
+
+
+def server_memory(work: Work, topology: Topology, cut: Cut, runtime: int = 0) -> Memory:
+    """What one client alone costs the server: the layers it needs, one set of adapters, one micro-batch in flight."""
+    card = work.card
+    layers = served(topology, cut, card.num_layers)
+    heads = topology is Topology.V
+    tied = card.embedding_params if card.tied else 0
+    theta = work.adapter_params[layers.stop] - work.adapter_params[layers.start]
+    theta += card.head_params if heads and work.trains_head else 0
+    return Memory(
+        weights=len(layers) * card.layer_params * work.width_bytes,
+        head=(card.head_params + card.norm_params + tied) * work.width_bytes if heads else 0,
+        adapters=work.state_bytes * theta,
+        acts_tail=activations(work, layers),
+        logits=logits(work) if heads else 0,
+        wire=crossings(topology, cut, card.num_layers) * work.peak_tokens * card.hidden * work.width_bytes,
+        runtime=runtime,
+    )
+
+
+def served(topology: Topology, cut: Cut, num_layers: int) -> range:
+    """The layers that the server holds for this client."""
+    if topology is Topology.LOCAL:
+        return range(0)
+    return range(cut.c1, num_layers if topology is Topology.V else cut.c2)
+
+
+def trained_params(work: Work, topology: Topology, cut: Cut) -> int:
+    """Scalars that the client trains: the factors of its layers, and the head where it has one that trains."""
+    sums = work.adapter_params
+    theta = sum(sums[part.stop] - sums[part.start] for part in held(topology, cut, work.card.num_layers))
+    return theta + (work.card.head_params if work.trains_head and topology is not Topology.V else 0)
+
+
+def activations(work: Work, layers: range) -> int:
+    """Bytes that a segment keeps for backward between its forward and its backward pass."""
+    if not layers:
+        return 0
+    lora = work.adapter_kept[layers.stop] - work.adapter_kept[layers.start]
+    return round(work.peak_tokens * work.width_bytes * (len(layers) * work.kept + lora))
+
+
+def logits(work: Work) -> int:
+    """Bytes of the task head's outputs: compute dtype, a float32 copy and its gradient."""
+    if work.card.task == "causal-lm":
+        tokens = min(work.chunk or work.peak_tokens, work.peak_tokens)
+        return tokens * work.card.vocab * (work.width_bytes + 8)
+    return work.rows * work.card.num_labels * (work.width_bytes + 8)
+
+
+def crossings(topology: Topology, cut: Cut, num_layers: int) -> int:
+    """How often a micro-batch's hidden states or gradients cross the wire; the front's gradient only if it trains."""
+    if topology is Topology.LOCAL:
+        return 0
+    back = 1 if cut.c1 else 0
+    return (1 if topology is Topology.V else 3) + back
+
+
+def disk_bytes(work: Work, topology: Topology, cut: Cut) -> int:
+    """Weights that the client downloads and keeps, in the checkpoint's precision."""
+    card = work.card
+    front, tail = held(topology, cut, card.num_layers)
+    params = (len(front) + len(tail)) * card.layer_params + card.embedding_params
+    params += card.head_params + card.norm_params if topology is not Topology.V else 0
+    return params * card.stored_bits // 8
+
+
+def server_total(card: ModelCard, plans: Sequence[ClientPlan], width_bytes: int) -> int:
+    """Weights once for all clients (the layers any of them needs), everything else for each."""
+    layers: set[int] = set()
+    own = 0
+    for plan in plans:
+        theirs = served(plan.topology, plan.cut, card.num_layers)
+        layers.update(theirs)
+        if plan.estimate is not None:
+            own += plan.estimate.server_memory_bytes - len(theirs) * card.layer_params * width_bytes
+    return own + len(layers) * card.layer_params * width_bytes

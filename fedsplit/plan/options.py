@@ -1,0 +1,152 @@
+"""Every way a client could take part: topologies × cuts × micro-batches, each with what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from fedsplit.config.run import ClientSection, PolicySection
+from fedsplit.devices.profile import DeviceProfile
+from fedsplit.plan.memory import Memory, client_memory, server_memory
+from fedsplit.plan.timing import Times, step_times
+from fedsplit.plan.types import Cut, Topology
+from fedsplit.plan.work import Work
+
+ORDER = {Topology.LOCAL: 0, Topology.U: 1, Topology.V: 2, Topology.W: 3}
+"""Between equally fast plans the one that shows the operator less comes first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One candidate. ``short_bytes``: memory that it lacks on the device, or on the server; 0 where it fits."""
+
+    topology: Topology
+    cut: Cut
+    work: Work
+    memory: Memory
+    server: Memory
+    times: Times
+    short_bytes: int
+    short_of: str = ""
+
+    @property
+    def fits(self) -> bool:
+        return self.short_bytes == 0
+
+    @property
+    def key(self) -> tuple[float, int, int, int, int]:
+        """Fastest first. Four digits of the time count: less is noise of the model, and then the deeper front wins."""
+        time = float(f"{self.times.total:.4g}")
+        return time, ORDER[self.topology], -self.cut.c1, self.cut.c2, self.work.micro_batches
+
+    @property
+    def name(self) -> str:
+        return describe(self.topology, self.cut)
+
+
+def describe(topology: Topology, cut: Cut) -> str:
+    """``local``, ``u (2, 15)``, ``v (2)``, ``w``."""
+    if topology is Topology.U:
+        return f"u ({cut.c1}, {cut.c2})"
+    return f"v ({cut.c1})" if topology is Topology.V else str(topology)
+
+
+def cuts(topology: Topology, num_layers: int) -> Iterator[Cut]:
+    """All cuts of a topology that leave the server at least one layer; ``local`` has one, everything in front."""
+    layers = num_layers
+    if topology is Topology.LOCAL:
+        yield Cut(layers, layers)
+    elif topology is Topology.W:
+        yield Cut(0, layers)
+    elif topology is Topology.V:
+        yield from (Cut(c1, layers) for c1 in range(layers))
+    else:
+        pairs = ((c1, c2) for c1 in range(layers) for c2 in range(c1 + 1, layers + 1))
+        yield from (Cut(c1, c2) for c1, c2 in pairs if (c1, c2) != (0, layers))
+
+
+def refusal(topology: Topology, cut: Cut, policy: PolicySection, allowed: Collection[Topology] | None) -> str:
+    """Why a rule of the run file (or of the method) forbids this cut; empty when it is allowed."""
+    if allowed is not None and topology not in allowed:
+        return f"{topology} is not among the topologies asked for: {', '.join(sorted(allowed))}"
+    if topology is Topology.LOCAL:
+        return ""
+    if topology is Topology.V and not policy.shares_labels:
+        return "v sends the labels to the server: it needs policy.shares_labels = true"
+    if cut.c1 == 0 and not policy.exposes_tokens:
+        return f"{topology} with an empty front shows the server the input: it needs policy.exposes_tokens = true"
+    if topology is not Topology.W and cut.c1 < policy.min_front:
+        return f"a front of {cut.c1} layers is below policy.min_front = {policy.min_front}"
+    return ""
+
+
+def candidates(
+    num_layers: int, policy: PolicySection, fixed: ClientSection | None, allowed: Collection[Topology] | None
+) -> tuple[list[tuple[Topology, Cut]], list[str]]:
+    """(what may be planned, why whole topologies may not), by the policy and by what is fixed for this client."""
+    wanted = [Topology(fixed.topology)] if fixed and fixed.topology else list(ORDER)
+    chosen: list[tuple[Topology, Cut]] = []
+    reasons: dict[str, None] = {}
+    for topology in wanted:
+        cuts_here = list(_wanted_cuts(topology, num_layers, fixed))
+        refused = [refusal(topology, cut, policy, allowed) for cut in cuts_here]
+        usable = [(topology, cut) for cut, why in zip(cuts_here, refused, strict=True) if not why]
+        chosen.extend(usable)
+        if not usable:
+            reasons.update(dict.fromkeys(refused))
+    return chosen, list(reasons)
+
+
+def _wanted_cuts(topology: Topology, num_layers: int, fixed: ClientSection | None) -> Iterator[Cut]:
+    if fixed is None or fixed.cut is None:
+        yield from cuts(topology, num_layers)
+        return
+    cut = Cut(*fixed.cut)
+    if topology is Topology.LOCAL and cut.c1 == cut.c2:
+        yield Cut(num_layers, num_layers)
+    elif topology is Topology.U and cut.c1 == cut.c2 <= num_layers and fixed.topology:
+        # Nothing between the cuts: of no use, but asked for by name.
+        yield cut
+    else:
+        yield from (known for known in cuts(topology, num_layers) if known == cut)
+
+
+def price(
+    topology: Topology,
+    cut: Cut,
+    works: Sequence[Work],
+    device: DeviceProfile,
+    server: DeviceProfile,
+    *,
+    threads: int = 0,
+    share: float = 1.0,
+) -> Option:
+    """The candidate with the first of ``works`` (fewest micro-batches first) that fits, else with the last one."""
+    for work in works:
+        memory = client_memory(work, topology, cut, device.runtime_bytes)
+        remote = server_memory(work, topology, cut)
+        short, of = _short(memory, remote, topology, device, server)
+        if not short:
+            break
+    times = step_times(work, topology, cut, device, server, threads=threads, share=share)
+    return Option(
+        topology=topology, cut=cut, work=work, memory=memory, server=remote, times=times, short_bytes=short,
+        short_of=of,
+    )  # fmt: skip
+
+
+def splits(work: Work) -> list[Work]:
+    """The same step in ever smaller micro-batches, from the run file's number upwards. The result never changes."""
+    counts = [m for m in range(1, work.batch + 1) if work.batch % m == 0 and m >= work.micro_batches]
+    return [replace(work, micro_batches=count) for count in counts or [work.batch]]
+
+
+def _short(
+    memory: Memory, remote: Memory, topology: Topology, device: DeviceProfile, server: DeviceProfile
+) -> tuple[int, str]:
+    short = memory.total - device.budget_bytes
+    if short > 0:
+        return short, "memory of the device"
+    if topology is not Topology.LOCAL and remote.total + server.runtime_bytes > server.budget_bytes:
+        return remote.total + server.runtime_bytes - server.budget_bytes, "memory of the server"
+    return 0, ""

@@ -1,0 +1,60 @@
+"""One client's planning question, and every answer it has with its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from fedsplit.config.run import ClientSection, RunFile
+from fedsplit.devices.profile import DeviceProfile
+from fedsplit.plan.model import ModelCard
+from fedsplit.plan.options import Option, candidates, price, splits
+from fedsplit.plan.types import Topology
+from fedsplit.plan.work import DataLike, work_of
+
+ASSUMED_SERVER = DeviceProfile(
+    name="assumed server",
+    arch="",
+    cores=8,
+    threads=8,
+    flops={"float32": 200e9},
+    memory_bandwidth_bps=20e9,
+    memory_bytes=2**40,
+    free_memory_bytes=2**40,
+)
+"""Taken, and said, where the server's profile is not known: an eight-core machine with memory enough."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Everything that one client's plan depends on; two equal questions have equal answers."""
+
+    card: ModelCard
+    run: RunFile
+    device: DeviceProfile
+    server: DeviceProfile | None
+    fixed: ClientSection | None
+    data: DataLike | None
+    allowed: Collection[Topology] | None
+    clients: int
+
+
+def options_of(question: Question) -> tuple[list[Option], list[str]]:
+    """(every candidate with its cost, the fastest first; why others are not allowed)."""
+    fixed, run = question.fixed, question.run
+    chosen, why_not = candidates(question.card.num_layers, run.policy, fixed, question.allowed)
+    works = splits(work_of(question.card, run, question.data, batch=fixed.batch if fixed else 0))
+    server = question.server or ASSUMED_SERVER
+    priced = [
+        price(
+            topology,
+            cut,
+            works,
+            question.device,
+            server,
+            threads=fixed.threads if fixed else 0,
+            share=1 / question.clients,
+        )
+        for topology, cut in chosen
+    ]
+    return sorted(priced, key=lambda option: option.key), why_not

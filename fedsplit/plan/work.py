@@ -1,0 +1,151 @@
+"""What a run asks of one client, whatever its cut: batch, lengths, adapters, precision. The cost formulas take it.
+
+Shape letters: B rows of a micro-batch, T tokens of a padded row, N = B·T tokens, L layers, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from typing import Protocol, TypeVar
+
+from fedsplit.config.run import RunFile
+from fedsplit.plan.model import Linear, ModelCard, lora_params
+from fedsplit.plan.types import Cut, Topology
+
+Count = TypeVar("Count", int, float)
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+IN_FLIGHT = 2
+"""Micro-batches whose front activations wait at once for the server's answers."""
+LOSS_CHUNK_BYTES = 64 * 2**20
+"""The loss is computed in slices of tokens once its logits would be larger than this (float32)."""
+
+
+class DataLike(Protocol):
+    """What the planner reads of a client's data (``wire.messages.DataSummary`` has it)."""
+
+    @property
+    def tokens_mean(self) -> float: ...
+    @property
+    def tokens_max(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One client's step. ``tokens``: longest padded row (memory); ``typical``: usual padded row (time); ``valid``:
+    mean tokens of a row without padding (wire). ``state_bytes``: bytes a trained scalar costs in weights, gradient and
+    optimiser. ``chunk``: tokens of one loss slice, 0: the whole micro-batch at once."""
+
+    card: ModelCard
+    batch: int
+    tokens: int
+    typical: float
+    valid: float
+    micro_batches: int = 1
+    rank: int = 8
+    targets: tuple[str, ...] = ()
+    lora_dropout: float = 0.0
+    dtype: str = "float32"
+    half_adapters: bool = False
+    state_bytes: int = 16
+    trains_head: bool = False
+    padded: bool = True
+    chunk: int = 0
+
+    @property
+    def width_bytes(self) -> int:
+        """Bytes of one element of the model's compute dtype, also on the wire (raw codec)."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def rows(self) -> int:
+        """B, rows of the largest micro-batch."""
+        return math.ceil(self.batch / self.micro_batches)
+
+    @property
+    def peak_tokens(self) -> int:
+        """N of the largest micro-batch, as memory sees it."""
+        return self.rows * self.tokens
+
+    @cached_property
+    def adapter_params(self) -> tuple[int, ...]:
+        """Prefix sums over layers: entry l is the LoRA scalars of layers [0, l)."""
+        return _prefix((lora_params(self._adapted(layer), self.rank) for layer in range(self.card.num_layers)), 0)
+
+    @cached_property
+    def adapter_kept(self) -> tuple[float, ...]:
+        """Prefix sums over layers: elements a token that the adapters keep for backward beside the frozen layer."""
+        return _prefix((self._kept(self._adapted(layer)) for layer in range(self.card.num_layers)), 0.0)
+
+    @cached_property
+    def kept(self) -> float:
+        """Elements a token that one frozen layer keeps for backward."""
+        half = self.dtype != "float32"
+        return self.card.kept_elements(self.tokens, half=half, padded=self.padded)
+
+    def _adapted(self, layer: int) -> tuple[Linear, ...]:
+        return _adapted(self.card, self.targets, layer)
+
+    def _kept(self, linears: Sequence[Linear]) -> float:
+        """Elements of the model's dtype; float32 adapters on a 16-bit base cast their input and so keep it twice."""
+        mixed = self.dtype != "float32" and not self.half_adapters
+        ranks = self.rank * len(linears) * (2 if mixed else 1)
+        if self.lora_dropout:
+            return ranks + sum(linear.inp for linear in linears) * (4 if mixed else 2)
+        if mixed:
+            return ranks + 2 * sum(linear.inp for linear in linears)
+        return ranks + sum({linear.reads: linear.inp for linear in linears if linear.reads != "attended"}.values())
+
+
+@lru_cache(maxsize=4096)
+def _adapted(card: ModelCard, targets: tuple[str, ...], layer: int) -> tuple[Linear, ...]:
+    return card.adapted(targets, layer)
+
+
+def _prefix(values: Iterable[Count], zero: Count) -> tuple[Count, ...]:
+    """``zero`` and the running sums: entry l is the sum of the first l values."""
+    return tuple(accumulate(values, initial=zero))
+
+
+def held(topology: Topology, cut: Cut, num_layers: int) -> tuple[range, range]:
+    """(front, tail): the layers that the client holds. ``v`` has no tail there, ``local`` has everything in front."""
+    if topology is Topology.LOCAL:
+        return range(num_layers), range(0)
+    if topology is Topology.V:
+        return range(cut.c1), range(0)
+    return range(cut.c1), range(cut.c2, num_layers)
+
+
+def work_of(card: ModelCard, run: RunFile, data: DataLike | None = None, *, batch: int = 0) -> Work:
+    """The work of one client of ``run``; without ``data`` every row is taken to be ``max_length`` tokens long."""
+    longest = card.tokens or min(run.model.max_length, card.max_tokens)
+    tokens, valid = longest, float(longest)
+    if data is not None and data.tokens_max > 0 and not card.tokens:
+        tokens = min(longest, data.tokens_max)
+        valid = min(data.tokens_mean or tokens, tokens)
+    train = run.train
+    return Work(
+        card=card, batch=batch or train.batch, micro_batches=train.micro_batches, tokens=tokens, valid=valid,
+        # A batch is padded to its longest row, which lies between the mean and the maximum.
+        typical=(tokens + valid) / 2, rank=run.lora.rank, targets=run.lora.targets, lora_dropout=run.lora.dropout,
+        dtype=run.model.dtype, state_bytes=_state_bytes(run), padded=not card.tokens,
+        trains_head=card.task != "causal-lm" and run.model.head != "frozen",
+        chunk=loss_chunk(card, math.ceil((batch or train.batch) / train.micro_batches) * tokens),
+    )  # fmt: skip
+
+
+def _state_bytes(run: RunFile) -> int:
+    """float32 weight and gradient, and the optimiser's moments: two for AdamW, one for SGD with momentum."""
+    moments = 2 if run.train.optimizer == "adamw" else 1 if run.train.momentum else 0
+    return 8 + 4 * moments
+
+
+def loss_chunk(card: ModelCard, tokens: int) -> int:
+    """Tokens of one loss slice of a language model; 0: the logits of ``tokens`` are small enough to be kept whole."""
+    if card.task != "causal-lm" or tokens * card.vocab * 4 <= LOSS_CHUNK_BYTES:
+        return 0
+    return max(1, LOSS_CHUNK_BYTES // (4 * card.vocab))
