@@ -134,6 +134,8 @@ def _data(run: RunFile) -> Iterator[Problem]:
         if len(chosen) > 1:
             words = " and ".join(f"data.{key}" for key in chosen)
             yield Problem("data", words, "one of text, prompt with completion, messages", "keep one of them")
+    if data.long == "split" and task != "causal-lm":
+        yield Problem("data.long", '"split"', f'"cut" for {task}: a piece of a text has no label of its own')
     if data.text_pair and data.text_pair == data.text:
         yield Problem("data.text_pair", found(data.text_pair), "another column than data.text")
 

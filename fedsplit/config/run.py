@@ -77,6 +77,8 @@ class DataSection(Section, frozen=True, kw_only=True):
     """A list of ``{role, content}``; rendered with the model's chat template, loss on the answers only."""
     image: str = ""
     """Path of an image, relative to the data file."""
+    long: Literal["cut", "split"] = "cut"
+    """A plain text longer than ``model.max_length``: its end is cut off, or it becomes several examples (causal-lm)."""
     eval_fraction: float = 0.1
     """Share of a client's own rows kept for its own test; 0: no test."""
 
