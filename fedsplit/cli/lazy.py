@@ -6,7 +6,7 @@ that is called (or whose ``--help`` is asked for) is imported.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -35,8 +35,12 @@ def load(verb: Verb) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def lazy_group(verbs: Sequence[Verb]) -> type[TyperGroup]:
-    """A ``cls`` for ``typer.Typer`` that holds ``verbs``."""
+def _itself(verb: Verb, target: Any) -> Any:
+    return target
+
+
+def lazy_group(verbs: Sequence[Verb], wrap: Callable[[Verb, Any], Any] = _itself) -> type[TyperGroup]:
+    """A ``cls`` for ``typer.Typer`` that holds ``verbs``; ``wrap`` makes a command of what a target names."""
     table = {verb.name: verb for verb in verbs}
 
     class LazyGroup(TyperGroup):
@@ -54,7 +58,7 @@ def lazy_group(verbs: Sequence[Verb]) -> type[TyperGroup]:
             if name is None or name not in table:
                 return name, command, rest
             try:
-                return name, _command(table[name]), rest
+                return name, _command(table[name], wrap), rest
             except ImportError:
                 # Completion asks in passing and must stay quiet; a call must say what is missing.
                 if ctx.resilient_parsing:
@@ -68,8 +72,8 @@ def _stub(verb: Verb) -> TyperCommand:
     return TyperCommand(name=verb.name, help=verb.help, rich_help_panel=verb.panel)
 
 
-def _command(verb: Verb) -> Any:
-    target = load(verb)
+def _command(verb: Verb, wrap: Callable[[Verb, Any], Any]) -> Any:
+    target = wrap(verb, load(verb))
     if isinstance(target, typer.Typer):
         app = target
     else:
