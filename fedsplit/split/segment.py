@@ -1,0 +1,326 @@
+"""One segment of a model: its layers, perhaps the embedding, perhaps the head, and LoRA factors that come as arguments.
+
+The frozen weights are one copy for all clients; the trainable tensors (factors, a classification head) are leaves that
+the caller owns and passes with every call, by peft's names. Layers keep their global numbers.
+
+Legend: B samples, T padded tokens, D model width, N valid tokens, V vocabulary, C classes, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsplit.config.run import LoraSection, Task
+from fedsplit.errors import InternalError
+from fedsplit.seeds import seed
+from fedsplit.split import loss as losses
+from fedsplit.split.base import Base
+from fedsplit.split.families import Context
+from fedsplit.split.initial import draw
+from fedsplit.split.inject import inject
+from fedsplit.split.loader import materialise, trains
+from fedsplit.split.rows import Rows, unpack
+from fedsplit.split.span import EMBEDDING, HEAD, Span, part_of
+from fedsplit.split.streamed import StreamedLinear
+
+__all__ = ["Dropout", "Segment", "Span", "build"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Masks that do not depend on the cut: torch's generator is seeded from ``(*parts, layer)`` before each layer.
+
+    The embedding counts as layer -1, the head as layer L. The generator's own state is restored after each call.
+    """
+
+    parts: tuple[int | str, ...]
+
+    def seed(self, layer: int) -> None:
+        torch.manual_seed(seed(*self.parts, layer))
+
+
+def build(
+    base: Base,
+    span: Span,
+    *,
+    task: Task,
+    num_labels: int | None = None,
+    lora: LoraSection | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    device: str | torch.device = "cpu",
+    map_embedding: bool = False,
+    ranks: Mapping[int, int] | None = None,
+    train_head: bool = True,
+    attention: str | None = None,
+) -> Segment:
+    """Build the part of the task model that ``span`` names and load its weights, only those.
+
+    ``lora`` None: no factors. ``ranks``: another rank for some layers (0: none). ``map_embedding``: token embedding and
+    language-model head stay in the file. ``attention``: ``sdpa`` or ``eager``; by default what the model supports.
+    Raises ConfigError: an unsupported task, a span outside the model, a target that matches nothing, missing tensors.
+    """
+    span.check(base.num_layers)
+    where = torch.device(device)
+    kind = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    names = base.names(task, num_labels)
+    model = base.skeleton(task, num_labels, attention)
+    if lora is not None:
+        inject(model, base.family, task, lora, ranks)
+    _drop(model, base, names.prefix, span)
+    materialise(base, model, names, dtype=kind, device=where, stream=map_embedding)
+    return Segment(base, span, task, model, kind, where, train_head)
+
+
+class Absent(nn.Module):
+    """Stands where another process holds a layer; every other layer keeps its number."""
+
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
+        raise InternalError("this segment does not hold the layer it was asked to run")
+
+
+def _drop(model: Any, base: Base, prefix: str, span: Span) -> None:
+    backbone = getattr(model, prefix)
+    layers = backbone.get_submodule(base.family.layers)
+    for index in range(base.num_layers):
+        if not span.lo <= index < span.hi:
+            layers[index] = Absent()
+    for path in () if span.embeds else base.family.embeddings:
+        backbone.set_submodule(path, Absent())
+    for path in () if span.heads else base.family.final:
+        backbone.set_submodule(path, Absent())
+    for name, _ in list(model.named_children()):
+        if not span.heads and name != prefix:
+            setattr(model, name, Absent())
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module draws masks: a dropout layer, or an attention that keeps only the number."""
+    rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
+    return isinstance(rate, float) and rate > 0
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a trainable tensor is put before its part of the model runs."""
+
+    name: str
+    home: dict[str, Any]
+    leaf: str
+    shape: tuple[int, ...]
+
+
+class Segment:
+    """Layers [span.lo, span.hi) of ``base`` for ``task``, with what belongs to the ends. Not for concurrent threads."""
+
+    def __init__(
+        self, base: Base, span: Span, task: Task, model: Any, dtype: torch.dtype, device: torch.device, train_head: bool
+    ) -> None:
+        self.base, self.span, self.task, self.dtype, self.device = base, span, task, dtype, device
+        self.model = model
+        self.prefix = str(model.base_model_prefix)
+        self.backbone = getattr(model, self.prefix)
+        self.train_head = train_head
+        self.layers_path = f"{self.prefix}.{base.family.layers}"
+        self._layers = self.model.get_submodule(self.layers_path)
+        self._slots = self._find_slots()
+        self._drops = any(_drops(module) for module in model.modules())
+        self._shared: tuple[Rows, Context] | None = None
+
+    # ---- what it holds ---------------------------------------------------------------------------------------------
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The frozen tensors in memory."""
+        mine = self.shapes()
+        return (value for name, value in self.model.named_parameters() if name not in mine)
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of the frozen weights in memory; what other segments share is counted here too."""
+        return sum(p.untyped_storage().nbytes() for p in self.parameters())
+
+    def trainable_names(self) -> list[str]:
+        """Names of the tensors that train, in the order in which the model runs them."""
+        return [name for name in self.shapes() if self.train_head or self.is_factor(name)]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor that must come with a call: factors and a classification head."""
+        return {slot.name: slot.shape for part in self._slots.values() for slot in part}
+
+    @staticmethod
+    def is_factor(name: str) -> bool:
+        return ".lora_" in name
+
+    def new_params(self, run_seed: int) -> dict[str, Tensor]:
+        """Fresh leaves: A as peft draws it, B zero, a head as in the checkpoint or N(0, initializer_range).
+
+        Keyed by name, so that a tensor has the same values whichever segment draws it. A head that does not train is
+        among them, without ``requires_grad``.
+        """
+        names = self.base.names(self.task, self._num_labels())
+        params = {}
+        for name, shape in self.shapes().items():
+            stored = names.stored.get(name)
+            if stored is not None:
+                value = self.base.checkpoint.tensors[stored].read(torch.float32, self.device)
+            else:
+                value = draw(name, shape, run_seed, float(self.base.config.initializer_range)).to(self.device)
+            params[name] = value.requires_grad_(self.train_head or self.is_factor(name))
+        return params
+
+    # ---- running it ------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        rows: Rows,
+        h_BTD: Tensor | None,
+        params: Mapping[str, Tensor],
+        layers: tuple[int, int] | None = None,
+        dropout: Dropout | None = None,
+        train: bool | None = None,
+    ) -> Tensor:
+        """Layers [lo, hi) of the span's, (B, T, D) to (B, T, D). With ``h_BTD`` None the embedding comes first.
+
+        ``dropout`` None: masks come from torch's generator in forward order. ``train``: whether dropout is on; by
+        default where gradients are recorded.
+        """
+        lo, hi = layers or (self.span.lo, self.span.hi)
+        with self._mode(dropout, train):
+            if h_BTD is None:
+                h_BTD = self._embed(rows, params, dropout)
+            if lo == hi:
+                return h_BTD
+            context = self._context(rows, h_BTD)
+            for index in range(lo, hi):
+                self._bind(index, params)
+                if dropout is not None and self._drops:
+                    dropout.seed(index)
+                h_BTD = self.base.family.layer(self._layers[index], h_BTD, context, index)
+        return h_BTD
+
+    def logits(
+        self,
+        rows: Rows,
+        h_BTD: Tensor,
+        params: Mapping[str, Tensor],
+        dropout: Dropout | None = None,
+        train: bool | None = None,
+    ) -> Tensor:
+        """Final norm and head: (B, T, V), or (B, C) for classification and regression."""
+        with self._mode(dropout, train):
+            return self._score(self._finish(h_BTD, params, dropout), rows)
+
+    def loss(
+        self,
+        rows: Rows,
+        h_BTD: Tensor,
+        labels: Tensor,
+        label_tokens: int,
+        params: Mapping[str, Tensor],
+        chunk: int | None = None,
+        dropout: Dropout | None = None,
+        train: bool | None = None,
+    ) -> Tensor:
+        """The micro-batch's share of the step's loss: summed over its labels, divided by ``label_tokens``.
+
+        ``labels``: (B, T) token ids as in the input, -100 where there is no loss, shifted in here; or the same packed,
+        (N,); (B,) class ids; (B,) values. ``chunk``: label positions at a time, by default as memory demands.
+        """
+        labels = labels.to(self.device)
+        with self._mode(dropout, train):
+            h_BTD = self._finish(h_BTD, params, dropout)
+            if self.task == "causal-lm":
+                return self._causal(rows, h_BTD, labels, label_tokens, chunk)
+            regression = self.task == "regression"
+            return losses.pooled(self._score(h_BTD, rows), labels, label_tokens, regression=regression)
+
+    def _causal(self, rows: Rows, h_BTD: Tensor, labels: Tensor, label_tokens: int, chunk: int | None) -> Tensor:
+        if labels.dim() == 1:
+            # Zeros mean a token; padding must mean none.
+            labels = (unpack(labels - losses.IGNORED, rows) + losses.IGNORED).to(torch.int64)
+        shifted_BT = losses.shifted(labels)
+        streamed = isinstance(self.model.lm_head, StreamedLinear) and not self._capped
+        size = losses.slice_size(shifted_BT.numel(), int(self.base.config.vocab_size), chunk)
+        if size is None and not streamed:
+            return losses.causal(self._score(h_BTD, rows), shifted_BT, label_tokens)
+        wanted = (shifted_BT != losses.IGNORED).flatten().nonzero().squeeze(1)
+        h_ND = h_BTD.reshape(-1, h_BTD.shape[-1])[wanted]
+        targets_N = shifted_BT.flatten()[wanted]
+        if streamed:
+            return losses.streamed(h_ND, self.model.lm_head.matrix, targets_N, label_tokens)
+        trained = [slot.home[slot.leaf] for slot in self._slots[HEAD]]
+        score = lambda h: self._score(h.unsqueeze(0), rows).squeeze(0)  # noqa: E731
+        return losses.sliced(score, h_ND, targets_N, label_tokens, size or len(wanted), trained)
+
+    def _embed(self, rows: Rows, params: Mapping[str, Tensor], dropout: Dropout | None) -> Tensor:
+        if not self.span.embeds:
+            raise InternalError("this segment has no embedding: it needs hidden states")
+        self._bind(EMBEDDING, params)
+        if dropout is not None and self._drops:
+            dropout.seed(-1)
+        return self.base.family.embed(self.backbone, rows).to(self.dtype)
+
+    def _finish(self, h_BTD: Tensor, params: Mapping[str, Tensor], dropout: Dropout | None) -> Tensor:
+        if not self.span.heads:
+            raise InternalError("this segment has no head")
+        self._bind(HEAD, params)
+        if dropout is not None and self._drops:
+            dropout.seed(self.base.num_layers)
+        return self.base.family.finish(self.backbone, h_BTD)
+
+    def _score(self, h_BTD: Tensor, rows: Rows) -> Tensor:
+        return self.base.family.head(self.model, self.backbone, h_BTD, rows, self.task)
+
+    def _context(self, rows: Rows, h_BTD: Tensor) -> Context:
+        """Masks and positions of a batch; a step asks for the same ones more than once."""
+        if self._shared is None or self._shared[0] is not rows:
+            with torch.no_grad():
+                context = self.base.family.context(self.backbone, self.model.config, rows, h_BTD)
+            self._shared = (rows, context)
+        return self._shared[1]
+
+    def _mode(self, dropout: Dropout | None, train: bool | None) -> AbstractContextManager[None]:
+        on = self._drops and (torch.is_grad_enabled() if train is None else train)
+        if self.model.training != on:
+            self.model.train(on)
+        if dropout is None or not on:
+            return nullcontext()
+        devices = [self.device] if self.device.type == "cuda" else []
+        return torch.random.fork_rng(devices=devices)
+
+    # ---- the trainable tensors' places ------------------------------------------------------------------------------
+
+    def _bind(self, part: int, params: Mapping[str, Tensor]) -> None:
+        """Put the caller's tensors into this part of the model. They need not have the rank the model was built with."""
+        for slot in self._slots.get(part, ()):
+            try:
+                slot.home[slot.leaf] = params[slot.name]
+            except KeyError:
+                raise InternalError(f"no tensor {slot.name} among the {len(params)} given") from None
+
+    def _find_slots(self) -> dict[int, list[_Slot]]:
+        slots: dict[int, list[_Slot]] = {part: [] for part in (EMBEDDING, *range(self.span.lo, self.span.hi), HEAD)}
+        family, names = self.base.family, self.base.names(self.task, self._num_labels())
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if self.is_factor(name) or trains(family, names, name):
+                part = part_of(name, family, self.prefix)
+                owner, _, leaf = name.rpartition(".")
+                home = self.model.get_submodule(owner)._parameters
+                slots[part].append(_Slot(name, home, leaf, tuple(parameter.shape)))
+            elif parameter.is_meta:
+                raise InternalError(f"parameter {name} was never loaded")
+        return slots
+
+    def _num_labels(self) -> int | None:
+        return None if self.task == "causal-lm" else int(self.model.config.num_labels)
+
+    @property
+    def _capped(self) -> bool:
+        return getattr(self.model.config, "final_logit_softcapping", None) is not None
