@@ -135,7 +135,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     metadata: dict[str, str] = {}
     for file in files:
         header = _header(file)
-        metadata |= header.pop("__metadata__", {})
+        metadata |= {key: str(value) for key, value in header.pop("__metadata__", {}).items()}
         start = 8 + int.from_bytes(file.open("rb").read(8), "little")
         for name, entry in header.items():
             stored = _stored(file, name, entry, start)
@@ -217,7 +217,7 @@ def _stored(file: Path, name: str, entry: Mapping[str, object], start: int) -> S
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return tensor.view(-1).view(torch.uint8).numpy().data
 
 
 def _ended(file: Path) -> int:

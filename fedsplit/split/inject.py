@@ -41,7 +41,7 @@ def inject(model: nn.Module, family: Family, task: Task, lora: LoraSection, rank
             )
             found = ", ".join(targets(family, lora))
             raise ConfigError(
-                f"lora.targets: found {found}, expected names of modules of this model, for example {', '.join(linear)} "
+                f"lora.targets: found {found}, expected module names of this model, such as {', '.join(sorted(linear))} "
                 f"({str(error).splitlines()[0]})"
             ) from None
 

@@ -83,7 +83,7 @@ def materialise(
     """
     if stream:
         _stream(base, model, names, dtype, device)
-    for path, parameter in list(model.named_parameters(remove_duplicate=False)):
+    for path in [path for path, _ in model.named_parameters(remove_duplicate=False)]:
         name = canonical(path)
         if name not in names.shapes or trains(base.family, names, name):
             continue

@@ -98,7 +98,7 @@ def save_peft(
     *,
     task: Task = "causal-lm",
 ) -> None:
-    """Write a peft adapter folder: ``PeftModel.from_pretrained(model, folder)`` on the untouched base computes the same.
+    """Write a peft adapter folder: ``PeftModel.from_pretrained(model, folder)`` on the untouched base does the same.
 
     Modules may differ in rank: then peft's ``rank_pattern`` and ``alpha_pattern`` say so. The model itself is built by
     the user with the number of labels of the head.

@@ -64,7 +64,7 @@ def sliced(
     size: int,
     trained: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Cross-entropy of ``score(h)`` in slices of ``size`` tokens. ``trained``: leaves inside ``score`` that want grads."""
+    """Cross-entropy of ``score(h)`` in slices of ``size`` tokens. ``trained``: leaves inside ``score``."""
     loss: Tensor = _Sliced.apply(score, targets_N, label_tokens, size, h_ND, *trained)  # type: ignore[no-untyped-call]
     return loss
 

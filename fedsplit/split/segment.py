@@ -60,11 +60,13 @@ def build(
     ranks: Mapping[int, int] | None = None,
     train_head: bool = True,
     attention: str | None = None,
+    weights: bool = True,
 ) -> Segment:
     """Build the part of the task model that ``span`` names and load its weights, only those.
 
     ``lora`` None: no factors. ``ranks``: another rank for some layers (0: none). ``map_embedding``: token embedding and
     language-model head stay in the file. ``attention``: ``sdpa`` or ``eager``; by default what the model supports.
+    ``weights`` False: an outline that knows its trainable tensors and cannot run.
     Raises ConfigError: an unsupported task, a span outside the model, a target that matches nothing, missing tensors.
     """
     span.check(base.num_layers)
@@ -75,7 +77,8 @@ def build(
     if lora is not None:
         inject(model, base.family, task, lora, ranks)
     _drop(model, base, names.prefix, span)
-    materialise(base, model, names, dtype=kind, device=where, stream=map_embedding)
+    if weights:
+        materialise(base, model, names, dtype=kind, device=where, stream=map_embedding)
     return Segment(base, span, task, model, kind, where, train_head)
 
 
@@ -298,7 +301,7 @@ class Segment:
     # ---- the trainable tensors' places ------------------------------------------------------------------------------
 
     def _bind(self, part: int, params: Mapping[str, Tensor]) -> None:
-        """Put the caller's tensors into this part of the model. They need not have the rank the model was built with."""
+        """Put the caller's tensors into this part of the model. Their rank may differ from the model's."""
         for slot in self._slots.get(part, ()):
             try:
                 slot.home[slot.leaf] = params[slot.name]
@@ -314,8 +317,6 @@ class Segment:
                 owner, _, leaf = name.rpartition(".")
                 home = self.model.get_submodule(owner)._parameters
                 slots[part].append(_Slot(name, home, leaf, tuple(parameter.shape)))
-            elif parameter.is_meta:
-                raise InternalError(f"parameter {name} was never loaded")
         return slots
 
     def _num_labels(self) -> int | None:

@@ -21,7 +21,7 @@ def family_of(model_type: str, source: str = "") -> Family:
         if model_type in family.model_types:
             return family
     raise ConfigError(
-        f"model_type: found {model_type!r}, expected one of {', '.join(MODEL_TYPES)}; other families cannot be split yet",
+        f"model_type: found {model_type!r}, expected one of {', '.join(MODEL_TYPES)}; choose a model of these families",
         source,
     )
 
