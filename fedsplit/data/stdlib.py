@@ -14,12 +14,16 @@ import ast
 import hashlib
 import inspect
 import re
+import sys
 import sysconfig
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from fedsplit.data import laws
+from fedsplit.data.partition import Manifest, digest, write_jsonl, write_manifest
 from fedsplit.errors import DataError
 
 AREAS = ("networking", "text", "numerics", "files", "concurrency", "language")
@@ -175,6 +179,58 @@ def _part(text: str) -> str:
     """70 / 10 / 20 by hash of the whole docstring."""
     percent = int(_digest(text)[:8], 16) % 100
     return "train" if percent < 70 else "valid" if percent < 80 else "test"
+
+
+class ClientFiles(NamedTuple):
+    """Where ``write_clients`` put the rows: a file a device, and the operator's two sets over all areas."""
+
+    clients: dict[str, Path]
+    valid: Path
+    test: Path
+
+
+def write_clients(
+    folder: str | Path,
+    names: Sequence[str] = ("device-1", "device-2", "device-3"),
+    strangers: float = 0.1,
+    seed: int = 0,
+) -> ClientFiles:
+    """Unlike JSONL files for the demo: every device owns two of the six areas, about a tenth of its rows are strangers.
+
+    Rows are ``{"text", "label" (the area's name), "module"}``; ``model.labels`` of the run file is ``AREAS``. The
+    devices share out the train part without overlap and each file has a manifest; ``valid.jsonl`` and ``test.jsonl``
+    hold all areas.
+
+    :raises DataError: if this Python has no sources of its standard library.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    train = examples("train")
+    parts = laws.owned([one.label for one in train], len(names), max(1, len(AREAS) // len(names)), strangers, seed)
+    files: dict[str, Path] = {}
+    for name, rows in zip(names, parts, strict=True):
+        files[name] = target / f"{name}.jsonl"
+        chosen = [train[int(i)] for i in rows]
+        write_jsonl(files[name], (one._asdict() for one in chosen))
+        manifest = Manifest(
+            client=name,
+            file=files[name].name,
+            rows=len(chosen),
+            sha256=digest(files[name]),
+            source=f"documentation strings of the standard library of Python {sys.version.split()[0]}",
+            source_sha256=_digest("\n".join(one.text for one in train)),
+            law="label",
+            seed=seed,
+            clients=len(names),
+            field="label",
+            options={"per_client": max(1, len(AREAS) // len(names)), "strangers": strangers},
+            values=dict(sorted(Counter(one.label for one in chosen).items())),
+        )
+        write_manifest(target, manifest)
+    held_out = {part: target / f"{part}.jsonl" for part in ("valid", "test")}
+    write_jsonl(held_out["valid"], (one._asdict() for one in examples("valid")))
+    write_jsonl(held_out["test"], (one._asdict() for one in examples("test")))
+    return ClientFiles(files, **held_out)
 
 
 def topics() -> dict[str, str]:
