@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import msgspec
 import tomli_w
 
 from fedsplit.devices.check import shape_problems, value_problems
+from fedsplit.devices.here import architecture
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError
 
@@ -71,7 +71,7 @@ def save(profile: DeviceProfile, path: str | Path) -> Path:
 
 def foreign(profile: DeviceProfile, arch: str = "") -> str:
     """A warning when the profile was measured on another architecture than this machine's; empty when it fits."""
-    here = arch or platform.machine()
+    here = arch or architecture()
     if _same_arch(profile.arch, here):
         return ""
     return (

@@ -1,0 +1,53 @@
+"""The link to a server, measured through an exchange that the caller provides: no socket in here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from fedsplit.devices.profile import Link
+
+Exchange = Callable[[int, int], None]
+"""Send that many bytes to the server and receive that many back; returns when both are through."""
+
+SIZES = (64 * 1024, 512 * 1024)
+TRIPS = 7
+LOW_PERCENT = 10
+MOST = 200
+
+
+def measure_link(exchange: Exchange, seconds: float = 1.0) -> Link:
+    """Latency as half the median round trip; rates as the 10th percentile over payloads, the round trip taken off.
+
+    At least three payloads each way, then as many as fit into ``seconds``. Raises what ``exchange`` raises.
+    """
+    trips = sorted(timed(lambda: exchange(1, 1)) for _ in range(TRIPS))
+    trip = trips[TRIPS // 2]
+    up = _rates(lambda size: exchange(size, 1), trip, seconds / 2)
+    down = _rates(lambda size: exchange(1, size), trip, seconds / 2)
+    return Link(up_bps=_low(up), down_bps=_low(down), latency_s=float(f"{trip / 2:.3g}"))
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that ``work`` takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _rates(send: Callable[[int], None], trip: float, seconds: float) -> list[float]:
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(found) < 3 or (time.perf_counter() < end and len(found) < MOST):
+        size = SIZES[len(found) % len(SIZES)]
+        took = timed(partial(send, size))
+        # On a fast link the payload hides in the noise of the round trip: then the whole time is the payload's.
+        found.append(size / (took - trip if took > 2 * trip else took))
+    return found
+
+
+def _low(values: list[float]) -> float:
+    return float(f"{np.percentile(values, LOW_PERCENT):.3g}")
