@@ -1,0 +1,92 @@
+"""Fetching what the plan needs: in chunks, resumable, checked against its hash, kept by content.
+
+Runs on a connection of its own, so that gradients never wait behind weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedsplit.errors import DataError, Timeout
+from fedsplit.events import Emit, Progress
+from fedsplit.wire import Packet
+from fedsplit.wire.ends import ClientEnd
+from fedsplit.wire.messages import Asset, Chunk, Fetch, Refuse
+
+CHUNK_BYTES = 1 << 20
+AHEAD = 4
+"""Chunks asked for before the first has come: keeps a slow link busy."""
+PATIENCE_S = 60.0
+
+
+def fetch_all(end: ClientEnd, assets: Sequence[Asset], folder: Path, *, client: str, run: str, emit: Emit) -> Path:
+    """A folder that holds every asset under its own name; files that are there and intact are not fetched again.
+
+    :raises DataError: the bytes do not hash to what was offered, twice.
+    :raises Timeout: the server stopped answering.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for asset in assets:
+        path = folder / Path(asset.name).name
+        if path.exists() and path.stat().st_size == asset.nbytes and _sha256(path) == asset.sha256:
+            continue
+        for last in (False, True):
+            part = path.with_name(path.name + ".part")
+            _fetch(end, asset, part, client=client, run=run, emit=emit)
+            if _sha256(part) == asset.sha256:
+                part.replace(path)
+                break
+            part.unlink()
+            if last:
+                raise DataError(f"{asset.name} arrived damaged twice (its SHA-256 is not the one that was offered)")
+    return folder
+
+
+def _fetch(end: ClientEnd, asset: Asset, part: Path, *, client: str, run: str, emit: Emit) -> None:
+    """Append to ``part`` from where an earlier attempt stopped."""
+    done = part.stat().st_size if part.exists() else 0
+    if done > asset.nbytes:
+        part.unlink()
+        done = 0
+    asked = done
+    with part.open("ab") as file:
+        while done < asset.nbytes:
+            while asked < asset.nbytes and asked < done + AHEAD * CHUNK_BYTES:
+                end.send(Fetch(run=run, client=client, asset=asset.name, offset=asked, size=CHUNK_BYTES))
+                asked += CHUNK_BYTES
+            data = _chunk(end, asset, done)
+            if data is None:
+                asked = done
+                continue
+            file.write(data)
+            done += len(data)
+            emit(Progress(client=client, what=asset.name, done=done, total=asset.nbytes))
+
+
+def _chunk(end: ClientEnd, asset: Asset, offset: int) -> bytes | None:
+    """The chunk at ``offset``; None when the connection was lost in between and the rest must be asked for again."""
+    for _ in range(int(PATIENCE_S)):
+        packet = end.receive(1.0)
+        if end.reconnected:
+            end.reconnected = False
+            return None
+        if packet is not None and (data := _data(packet, asset, offset)) is not None:
+            return data
+    raise Timeout(f"no bytes of {asset.name} for {PATIENCE_S:.0f} s; join again, the download goes on where it stopped")
+
+
+def _data(packet: Packet, asset: Asset, offset: int) -> bytes | None:
+    match packet.message:
+        case Chunk(asset=name, offset=at) if name == asset.name and at == offset:
+            return packet.tensors["data"].data.tobytes()
+        case Refuse() as refuse:
+            raise DataError(f"{asset.name}: {refuse.reason}")
+        case _:
+            return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

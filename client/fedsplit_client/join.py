@@ -1,0 +1,136 @@
+"""The device's process: dial, look at the offer, agree, fetch what the plan needs, train, keep the result."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsplit import assets as shipped
+from fedsplit.devices.profile import DeviceProfile
+from fedsplit.errors import ConfigError, DataError, FedsplitError, Refused
+from fedsplit.events import Emit, Note, silent
+from fedsplit.lora.adapter import flatten
+from fedsplit.plan.types import ClientPlan
+from fedsplit.split.base import Base, open_base
+from fedsplit.state.personal import Personal
+from fedsplit.train.feed import Feed
+from fedsplit.train.part import ClientPart
+from fedsplit.wire.link import JoinLink
+from fedsplit_client.dealer import Dealer
+from fedsplit_client.download import fetch_all
+from fedsplit_client.keys import load_keys
+from fedsplit_client.line import ServerLine
+from fedsplit_client.probe import this_device
+from fedsplit_client.session import Offer, Session
+from fedsplit_client.worker import Result, Worker
+
+Agree = Callable[[Offer, str], bool]
+"""Shown the offer and the path of the data; False: nothing was sent, nothing is."""
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A client's run from its own side: the plan it followed, the result, and what moved over the link."""
+
+    offer: Offer
+    result: Result
+    up_bytes: int
+    down_bytes: int
+    folder: Path
+
+    @property
+    def plan(self) -> ClientPlan:
+        return self.offer.plan
+
+
+def join(
+    link: str | JoinLink,
+    data: str | Path,
+    *,
+    name: str = "",
+    topology: str = "",
+    model: str = "",
+    profile: DeviceProfile | None = None,
+    device: str = "cpu",
+    state: str | Path | None = None,
+    agree: Agree = lambda offer, data: True,
+    emit: Emit = silent,
+) -> Joined:
+    """Take part in a run with the rows of ``data``, which stay here.
+
+    ``model``: a folder with the base model, when it is here already; otherwise the parts that the plan needs are
+    fetched from the server. ``profile``: what this device can do; by default measured once and kept.
+
+    :raises LinkError: no server there, or it went away for longer than the run's patience.
+    :raises Refused: the server, or the owner, said no. :raises DataError: the data is wrong.
+    """
+    link = JoinLink.parse(link) if isinstance(link, str) else link
+    name = name or host_name()
+    if not Path(data).exists():
+        raise DataError("no such file or folder", str(data))
+    personal = Personal(state)
+    keys = load_keys(personal.keys)
+    profile = profile or this_device(emit=emit)
+    with ExitStack() as stack:
+        end = stack.enter_context(Dealer(link, keys))
+        session = Session(end, link, name, profile, topology, emit)
+        offer = session.hello()
+        kept = personal.run(offer.run.run.name, server=link.server_key.hex() or link.endpoint, client=name)
+        stack.enter_context(kept.lock())
+        if not agree(offer, str(data)):
+            raise Refused("you did not agree; nothing of your data was sent")
+        end.patience_s = offer.run.rounds.patience_s
+        with Dealer(link, keys) as bulk:
+            base = _base(bulk, offer, model, kept.path, name, emit)
+        feed = Feed.open(data, offer.run, base, name)
+        if not feed.dataset.report.clean:
+            emit(Note(client=name, text=str(feed.dataset.report), warning=True))
+        summary = feed.dataset.summary
+        part = ClientPart(base, offer.plan, offer.run, device)
+        line = ServerLine(end, server=link.endpoint, patience_s=offer.run.rounds.patience_s, emit=emit)
+        worker = Worker(name, offer.run, part, feed, line, lambda: session.again(offer, summary), emit)
+        session.accept(offer, summary)
+        result = worker.work()
+        kept.save(result.round, flatten(result.adapter, result.head), {"base": offer.base, "reason": result.reason})
+        return Joined(offer, result, end.up_bytes, end.down_bytes, kept.path)
+
+
+def host_name() -> str:
+    """This machine's name, made fit to be a client's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", platform.node().split(".")[0]).strip("-._")[:64] or "device"
+
+
+def _base(bulk: Dealer, offer: Offer, model: str, folder: Path, name: str, emit: Emit) -> Base:
+    """The base model: what is here already if it is the same, else the parts that the plan needs, fetched."""
+    if model:
+        base = open_base(str(shipped.path(model)) if model in shipped.NAMES else model)
+        if base.identity != offer.base:
+            raise ConfigError(
+                f"{model} is not the base model of this run (identity {base.identity[:12]}…, the server's is "
+                f"{offer.base[:12]}…); leave --model out to fetch the right parts"
+            )
+        return base
+    here = _shipped(offer)
+    if here is not None:
+        return here
+    place = folder.parent.parent / "models" / offer.base[:16]
+    fetch_all(bulk, offer.assets, place, client=name, run=offer.run.run.name, emit=emit)
+    base = open_base(str(place))
+    if base.identity != offer.base:
+        raise DataError("what was fetched is not the server's base model; delete the folder and join again", str(place))
+    return base
+
+
+def _shipped(offer: Offer) -> Base | None:
+    """A model that ships with fedsplit need not be fetched."""
+    if offer.run.model.path not in shipped.NAMES:
+        return None
+    try:
+        base = open_base(str(shipped.path(offer.run.model.path)))
+    except FedsplitError:
+        return None
+    return base if base.identity == offer.base else None

@@ -1,0 +1,172 @@
+"""The device's loop: do what the server asks (train, measure, keep the result), start over when the link is new."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from fedsplit.config.run import RunFile
+from fedsplit.errors import LinkError
+from fedsplit.events import Emit, Measured, Note, RoundStarted, StepDone
+from fedsplit.lora.adapter import Adapter, Head, flatten, unflatten
+from fedsplit.train.batch import Batch
+from fedsplit.train.evaluate import evaluate, through
+from fedsplit.train.feed import Feed
+from fedsplit.train.optim import learning_rate
+from fedsplit.train.part import ClientPart
+from fedsplit.train.step import At, Outcome, SplitStep, local_step
+from fedsplit.wire import Packet, WireTensor
+from fedsplit.wire.messages import Bye, Evaluate, Finish, Report, Start, Update
+from fedsplit_client.line import Interrupt, Restart, ServerLine
+
+
+@dataclass
+class Result:
+    """What a client has at the end: the final factors of the parts it holds, and its own metrics before and after."""
+
+    adapter: Adapter
+    head: Head
+    round: int = 0
+    reason: str = ""
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Worker:
+    """One client in one run. ``rejoin`` says hello again after the link was new, and returns when accepted."""
+
+    def __init__(
+        self,
+        name: str,
+        run: RunFile,
+        part: ClientPart,
+        feed: Feed,
+        line: ServerLine,
+        rejoin: Callable[[], None],
+        emit: Emit,
+    ) -> None:
+        self._name, self._run, self._part, self._feed = name, run, part, feed
+        self._line, self._rejoin, self._emit = line, rejoin, emit
+        self._measured: dict[int, dict[str, float]] = {}
+        self._before: dict[str, float] = {}
+
+    def work(self) -> Result:
+        """Until the server says that training is over. Raises LinkError when it is out of reach for too long."""
+        packet: Packet | None = None
+        while True:
+            try:
+                packet = packet or self._line.next()
+                done = self._do(packet)
+                packet = None
+                if done is not None:
+                    return done
+            except Interrupt as interrupt:
+                packet = interrupt.packet
+            except Restart as restart:
+                packet = None
+                self._emit(Note(client=self._name, text=f"{restart}; joining again"))
+                self._rejoin()
+
+    def _do(self, packet: Packet) -> Result | None:
+        match packet.message:
+            case Start() as start:
+                self._round(start, packet)
+            case Evaluate() as asked:
+                self._evaluate(asked, packet)
+            case Finish() as finish:
+                return self._finish(finish, packet)
+        return None
+
+    def _round(self, start: Start, packet: Packet) -> None:
+        self._part.load(*factors(packet))
+        self._emit(RoundStarted(client=self._name, round=start.round, rounds=self._run.train.rounds))
+        examples = 0
+        for step, batches in enumerate(self._feed.train(start.first_step, start.steps)):
+            examples += self._step(start, step, batches)
+        update = Update(
+            run=self._run.run.name,
+            client=self._name,
+            round=start.round,
+            era=start.era,
+            base_version=start.base_version,
+            examples=examples,
+            steps=start.steps,
+        )
+        self._line.tell(update, wired(*self._part.read()))
+
+    def _step(self, start: Start, step: int, batches: Sequence[Batch]) -> int:
+        """Train one step; the rows that counted (none, when both sides dropped it)."""
+        at, seed = self._at(start, step), self._run.run.seed
+        up, down, begun = self._line.end.up_bytes, self._line.end.down_bytes, time.perf_counter()
+        outcome: Outcome
+        if self._part.split:
+            outcome = SplitStep(self._part, self._line, batches, at, seed).run()
+        else:
+            train = self._run.train
+            rate = learning_rate(train, start.first_step + step, train.rounds * train.steps)
+            outcome = local_step(self._part, batches, rate, at, seed)
+        self._emit(
+            StepDone(
+                client=self._name,
+                round=start.round,
+                step=step,
+                steps=start.steps,
+                loss=outcome.loss,
+                seconds=time.perf_counter() - begun,
+                up_bytes=self._line.end.up_bytes - up,
+                down_bytes=self._line.end.down_bytes - down,
+            )
+        )
+        return outcome.examples if outcome.committed else 0
+
+    def _at(self, start: Start, step: int) -> At:
+        cut = self._part.plan.cut
+        return At(
+            run=self._run.run.name,
+            client=self._name,
+            round=start.round,
+            era=start.era,
+            step=step,
+            first_step=start.first_step,
+            base_version=start.base_version,
+            adapter_version=start.adapter_version,
+            cut=(cut.c1, cut.c2),
+        )
+
+    def _evaluate(self, asked: Evaluate, packet: Packet) -> None:
+        self._part.load(*factors(packet))
+        start = Start(round=asked.round, era=0, steps=0, first_step=0, base_version=0, adapter_version=0)
+        far = through(self._line, self._part, self._at(start, 0))
+        metrics, examples = evaluate(self._part, self._feed.test(), len(self._run.model.labels), far)
+        if asked.phase == "before":
+            self._before = metrics
+        self._measured[asked.round] = metrics
+        self._emit(Measured(client=self._name, round=asked.round, phase=asked.phase, metrics=metrics))
+        report = Report(
+            run=self._run.run.name,
+            client=self._name,
+            round=asked.round,
+            phase=asked.phase,
+            metrics=metrics,
+            examples=examples,
+        )
+        self._line.tell(report)
+
+    def _finish(self, finish: Finish, packet: Packet) -> Result:
+        adapter, head = factors(packet)
+        with contextlib.suppress(LinkError):
+            self._line.tell(Bye(run=self._run.run.name, client=self._name, reason="finished"))
+        after = self._measured.get(finish.round, {})
+        return Result(adapter, head, finish.round, finish.reason, self._before, after, finish.metrics)
+
+
+def factors(packet: Packet) -> tuple[Adapter, Head]:
+    """The adapter that a Start, Evaluate or Finish carries."""
+    return unflatten({name: tensor.numpy() for name, tensor in packet.tensors.items()})
+
+
+def wired(adapter: Adapter, head: Head) -> dict[str, WireTensor]:
+    return {name: WireTensor.of(array) for name, array in flatten(adapter, head).items()}

@@ -1,0 +1,97 @@
+"""What one client holds: its segments, its trainable factors, their optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsplit.config.run import RunFile
+from fedsplit.lora.adapter import Adapter, Head, ModuleKey
+from fedsplit.lora.lowrank import LowRank
+from fedsplit.plan.types import ClientPlan, Topology
+from fedsplit.split.base import Base
+from fedsplit.split.lora import read, write
+from fedsplit.split.rows import Rows
+from fedsplit.split.segment import Dropout, Segment, build
+from fedsplit.split.spans import client_spans
+from fedsplit.train.batch import Batch
+from fedsplit.train.optim import Stepper, make
+
+
+class ClientPart:
+    """Front and tail of ``u`` and ``w``, the front of ``v``, or the whole model (``local``).
+
+    ``params`` are leaves by peft name; ``load`` replaces them at each round's start and begins a new optimiser.
+    """
+
+    def __init__(self, base: Base, plan: ClientPlan, run: RunFile, device: str | torch.device = "cpu") -> None:
+        self.plan, self.task, self.train = plan, run.model.task, run.train
+        self.device = torch.device(device)
+        self.split = plan.topology is not Topology.LOCAL
+        self.labels_leave = plan.topology is Topology.V
+        self._segments = [
+            build(
+                base,
+                span,
+                task=run.model.task,
+                num_labels=len(run.model.labels),
+                lora=run.lora,
+                dtype=run.model.dtype,
+                device=device,
+            )
+            for span in client_spans(plan, base.num_layers)
+        ]
+        self.params: dict[str, Tensor] = {}
+        self._optimizer: Stepper | None = None
+
+    @property
+    def first(self) -> Segment:
+        return self._segments[0]
+
+    @property
+    def last(self) -> Segment:
+        return self._segments[-1]
+
+    def load(self, adapter: Adapter, head: Head) -> None:
+        """Start from these factors (of the modules held here) with a fresh optimiser."""
+        self.params = {}
+        for segment in self._segments:
+            self.params |= write(adapter, head, segment)
+        self._optimizer = make(self.train, self.params) if self.params else None
+
+    def read(self) -> tuple[Adapter, Head]:
+        """The factors as they are now, alpha/r absorbed."""
+        adapter: dict[ModuleKey, LowRank] = {}
+        head: dict[str, NDArray[Any]] = {}
+        for segment in self._segments:
+            factors, tensors = read(self.params, segment)
+            adapter |= factors
+            head |= tensors
+        return adapter, head
+
+    def front(self, rows: Rows, dropout: Dropout | None = None) -> Tensor:
+        """(B, T, D) input of the body, with its graph where the front trains."""
+        return self.first.run(rows, None, self.params, dropout=dropout)
+
+    def tail_loss(self, batch: Batch, h_BTD: Tensor, label_tokens: int, dropout: Dropout | None = None) -> Tensor:
+        """The batch's share of the step's mean loss, from the body's output."""
+        h_BTD = self.last.run(batch.rows, h_BTD, self.params, dropout=dropout)
+        return self.last.loss(batch.rows, h_BTD, batch.labels, label_tokens, self.params, dropout=dropout)
+
+    def loss(self, batch: Batch, label_tokens: int, dropout: Dropout | None = None) -> Tensor:
+        """The batch's share of the step's mean loss, all segments being here."""
+        h_BTD = self.first.run(batch.rows, None, self.params, dropout=dropout)
+        return self.first.loss(batch.rows, h_BTD, batch.labels, label_tokens, self.params, dropout=dropout)
+
+    def step(self, clip: float, rate: float) -> None:
+        if self._optimizer is not None:
+            self._optimizer.step(clip=clip, rate=rate)
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget the gradients of a step that was not committed."""
+        for value in self.params.values():
+            value.grad = None

@@ -1,0 +1,87 @@
+"""Who may join, and with which job: Hello → Welcome or Refuse, Accept → ready."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Callable
+
+import msgspec
+
+from fedsplit.config.run import RunFile
+from fedsplit.devices.profile import DeviceProfile
+from fedsplit.errors import FedsplitError, PlanError
+from fedsplit.plan.types import ClientPlan
+from fedsplit.wire.messages import Asset, DataSummary, Hello, Refuse, Welcome
+from fedsplit_server.roster import Member, Roster
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SILENT_S = 10.0
+"""A client unheard of for this long may be replaced by another connection under the same name and key."""
+
+Planner = Callable[[str, DeviceProfile, DataSummary, str], ClientPlan]
+"""(name, profile, data, topology the owner insists on or "") → plan; raises PlanError where nothing fits."""
+
+
+class Admission:
+    """Decides on Hello. ``offer`` lists the files that a plan's client has to download."""
+
+    def __init__(
+        self,
+        run: RunFile,
+        base: str,
+        invite: str,
+        planner: Planner,
+        offer: Callable[[ClientPlan], tuple[Asset, ...]],
+        roster: Roster,
+    ) -> None:
+        self._run, self._base, self._invite = run, base, invite
+        self._planner, self._offer, self._roster = planner, offer, roster
+
+    def hello(self, identity: bytes, public_key: str, hello: Hello, now: float, round: int) -> Welcome | Refuse:
+        """A member is entered into the roster when the answer is Welcome."""
+        refusal = self._refusal(identity, public_key, hello, now)
+        if refusal is not None:
+            return refusal
+        assert hello.profile is not None
+        data = hello.data or DataSummary(train_examples=0)
+        try:
+            plan = self._planner(hello.client, hello.profile, data, hello.topology)
+            assets = self._offer(plan)
+        except PlanError as error:
+            return Refuse(code="no-plan", reason=str(error), fix="free some memory, or ask the operator")
+        except FedsplitError as error:
+            return Refuse(code="server", reason=str(error), fix="tell the operator")
+        self._roster.put(Member(hello.client, identity, public_key, hello.profile, plan, data, now))
+        return Welcome(
+            run=self._run.run.name,
+            client=hello.client,
+            run_file=msgspec.json.encode(self._run),
+            plan=msgspec.json.encode(plan),
+            base=self._base,
+            assets=assets,
+            round=round,
+        )
+
+    def _refusal(self, identity: bytes, public_key: str, hello: Hello, now: float) -> Refuse | None:
+        if not hmac.compare_digest(hello.invite, self._invite):
+            return Refuse(code="bad-invite", reason="the key in the join line is not this run's", fix="copy it again")
+        if not NAME.fullmatch(hello.client):
+            return Refuse(
+                code="bad-name",
+                reason=f"{hello.client!r} is no client name",
+                fix="use letters, digits, '.', '_' and '-', at most 64, with --name",
+            )
+        if hello.profile is None:
+            return Refuse(code="no-profile", reason="the device sent no profile", fix="run: fedsplit profile")
+        old = self._roster.get(hello.client)
+        if old is None or old.identity == identity:
+            return None
+        same_owner = old.public_key == public_key and public_key != ""
+        if same_owner or not old.here or (public_key == "" and now - old.last_seen > SILENT_S):
+            return None
+        return Refuse(
+            code="name-taken",
+            reason=f"another device is in this run as {hello.client!r}",
+            fix="choose another name with --name",
+        )

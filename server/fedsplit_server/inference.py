@@ -1,0 +1,54 @@
+"""Forward passes that train nothing: clients measure or predict with the current global adapter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedsplit.config.run import Task
+from fedsplit.lora.adapter import Adapter, Head
+from fedsplit.split.engine import Engine, ForwardJob
+from fedsplit.split.lora import write
+from fedsplit.split.rows import unpack
+from fedsplit.split.tensors import from_wire, to_wire
+from fedsplit.train.batch import Batch, labels_from_wire
+from fedsplit.train.evaluate import score
+from fedsplit.wire import Packet
+from fedsplit.wire.messages import Forward, Hidden
+from fedsplit_server.desk import Out, Seat, key, rows_of, where
+
+
+class Inference:
+    """Answers ``Forward(train=False)`` with the body's output, or with logits where the head is here (``v``)."""
+
+    def __init__(self, engine: Engine, task: Task) -> None:
+        self._engine, self._task = engine, task
+        self._params: dict[str, Tensor] = {}
+
+    def use(self, adapter: Adapter, head: Head) -> None:
+        """From now on answer with these factors."""
+        self._params = write(adapter, head, self._engine.segment)
+
+    def answer(self, name: str, seat: Seat, packet: Packet) -> Out:
+        """(N, D) hidden states; in topology ``v`` the summed ``loss`` (1,) and, for classes and numbers, ``logits``."""
+        message = packet.message
+        assert isinstance(message, Forward)
+        job = ForwardJob(
+            key=key(name, message),
+            rows=rows_of(message),
+            h_ND=from_wire(packet.tensors["h"], self._engine.device),
+            layers=(seat.held.lo, seat.held.hi),
+            params=self._params,
+            train=False,
+        )
+        [h_ND] = self._engine.forward([job])
+        reply = Hidden(**where(message), label_tokens=message.label_tokens)
+        if not seat.labels_here:
+            return Out(name, reply, {"h": to_wire(h_ND)})
+        sent = from_wire(packet.tensors["labels"], self._engine.device)
+        labels = labels_from_wire(self._task, sent, job.rows)
+        batch = Batch(job.rows, labels, message.label_tokens)
+        with torch.no_grad():
+            loss, logits = score(self._task, self._engine.segment, batch, unpack(h_ND, job.rows), self._params)
+        tensors = {"loss": to_wire(loss.float().reshape(1))}
+        return Out(name, reply, tensors if logits is None else {**tensors, "logits": to_wire(logits.float())})

@@ -1,0 +1,170 @@
+"""The run's memory: merges a closed round, judges measurements, keeps checkpoints and the journal.
+
+The state in memory and the newest checkpoint are always the same round, so a crash costs at most the open round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from fedsplit.config.run import RunFile
+from fedsplit.events import Emit, Event, Joined, Left, Measured, Note, RoundClosed, RoundStarted, StepDone
+from fedsplit.method import stored
+from fedsplit.method.record import ClientUpdate, GlobalState, Method, Phases
+from fedsplit.plan.types import ClientPlan
+from fedsplit.state.journal import Journal
+from fedsplit.state.rundir import RunDir
+from fedsplit.train.metrics import combine
+from fedsplit.train.round import refuse_stranger, run_round
+from fedsplit.train.selection import Selection, metric_of
+from fedsplit_server.coordinator import Verdict
+from fedsplit_server.rounds import OpenMeasure, OpenRound
+
+Validate = Callable[[GlobalState], dict[str, float]]
+
+
+class Keeper:
+    """Implements ``Rules`` on a run directory. ``state`` is the global state after the last committed round."""
+
+    def __init__(
+        self,
+        run: RunFile,
+        folder: RunDir,
+        journal: Journal,
+        method: Method | Phases,
+        first: GlobalState,
+        emit: Emit,
+        validate: Validate | None = None,
+    ) -> None:
+        self._run, self._folder, self._journal, self._method, self._emit = run, folder, journal, method, emit
+        self._validate = validate
+        self._selection = Selection(metric=metric_of(run.model.task, run.evaluate.metric))
+        self._best_metrics: dict[str, float] = {}
+        self.measured_before = False
+        self.state = first
+        self._best = first
+        if not self._restore():
+            self._save()
+
+    def check(self, update: ClientUpdate) -> None:
+        """:raises Refused: the update does not belong to this state."""
+        refuse_stranger(self.state, update)
+
+    def close_round(self, opened: OpenRound, updates: list[ClientUpdate], now: float) -> list[str]:
+        """Merge, checkpoint; notes on what was left out."""
+        policy = self._run.model.head
+        state = run_round(self.state, updates, self._method, head_policy=policy, seed=self._run.run.seed)
+        # A round whose result is not usable counts as held: the state stays, the run goes on.
+        self.state = replace(state, round=opened.round + 1)
+        self._save()
+        return list(state.notes)
+
+    def judge(self, measured: OpenMeasure) -> Verdict:
+        """Combine the clients' numbers, keep the best state by validation, say whether to stop."""
+        combined = combine(measured.reports)
+        metrics = combined.flat()
+        if self._validate is not None:
+            own = self._validate(self.state)
+            metrics |= {f"server_{name}": value for name, value in own.items()}
+        for name, (values, examples) in sorted(measured.reports.items()):
+            self._journal.metric(measured.round, measured.phase, values, client=name, examples=examples)
+        self._journal.metric(measured.round, measured.phase, metrics, examples=combined.examples)
+        self._emit(Measured(round=measured.round, phase=measured.phase, metrics=metrics))
+        return Verdict(metrics, self._select(measured, metrics))
+
+    def best(self) -> tuple[GlobalState, dict[str, float]]:
+        """The state that validation chose, else the last one."""
+        return (self._best, self._best_metrics) if self._best_metrics else (self.state, {})
+
+    def record(self, event: Event) -> None:
+        """What happened, into the journal."""
+        journal = self._journal
+        match event:
+            case Joined():
+                journal.client_joined(event.client, event.topology, event.cut)
+            case Left():
+                journal.client_left(event.client, event.reason)
+            case RoundStarted():
+                journal.round_opened(event.round, event.clients)
+            case RoundClosed():
+                journal.round_closed(
+                    event.round,
+                    arrived=event.arrived,
+                    late=event.late,
+                    seconds=event.seconds,
+                    committed=event.committed,
+                    reason=event.reason,
+                )
+            case StepDone():
+                journal.step(
+                    event.round,
+                    event.step,
+                    event.client,
+                    loss=event.loss,
+                    seconds=event.seconds,
+                    up_bytes=event.up_bytes,
+                    down_bytes=event.down_bytes,
+                )
+            case Note():
+                journal.note(event.text, warning=event.warning, client=event.client)
+
+    def planned(self, plan: ClientPlan) -> None:
+        self._journal.plan(self.state.round, plan.client, plan)
+
+    def _select(self, measured: OpenMeasure, metrics: dict[str, float]) -> str:
+        self.measured_before = True
+        name = self._selection.metric
+        value = metrics.get(f"server_{name}", metrics.get(name))
+        if value is None:
+            self._best, self._best_metrics = self.state, metrics
+        elif measured.phase != "before":
+            self._selection = self._selection.seen(measured.round, value)
+            if self._selection.best_round == measured.round:
+                self._best, self._best_metrics = self.state, metrics
+        self._save()
+        if self._selection.stop(self._run.evaluate.patience):
+            return f"no better {name} for {self._run.evaluate.patience} evaluations"
+        return ""
+
+    def _save(self) -> None:
+        arrays, meta = stored.pack(self.state)
+        kept = {"best": self._selection.best_round, "measured_before": self.measured_before}
+        facts = {
+            "state": meta,
+            **kept,
+            "selection": msgspec.to_builtins(self._selection),
+            "best_metrics": self._best_metrics,
+        }
+        best = [] if self._selection.best_round is None else [self._selection.best_round]
+        self._folder.save(self.state.round, arrays, facts, best=best)
+
+    def _restore(self) -> bool:
+        kept = self._folder.load()
+        if kept is None:
+            return False
+        for warning in kept.warnings:
+            self._emit(Note(text=warning, warning=True))
+        self.state = self._best = stored.unpack(kept.arrays, kept.meta["state"])
+        self.measured_before = bool(kept.meta["measured_before"])
+        self._selection = _selection(kept.meta["selection"], self._selection.metric)
+        self._best_metrics = {
+            name: float(value) for name, value in kept.meta["best_metrics"].items() if value is not None
+        }
+        chosen = self._selection.best_round
+        if chosen is not None and (best := self._folder.load(chosen, exact=True)) is not None:
+            self._best = stored.unpack(best.arrays, best.meta["state"])
+        return True
+
+
+def _selection(kept: dict[str, Any], metric: str) -> Selection:
+    best = kept["best"]
+    return Selection(
+        metric=metric,
+        best_round=kept["best_round"],
+        best=float("nan") if best is None else float(best),
+        since=int(kept["since"]),
+    )

@@ -1,0 +1,74 @@
+"""Who is here: the clients of a run, by name and by connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fedsplit.devices.profile import DeviceProfile
+from fedsplit.plan.types import ClientPlan, Topology
+from fedsplit.train.copies import Held
+from fedsplit.wire.messages import DataSummary
+
+
+@dataclass
+class Member:
+    """One client. ``ready`` once its owner accepted the plan; ``here`` until it leaves or falls silent."""
+
+    name: str
+    identity: bytes
+    public_key: str
+    profile: DeviceProfile
+    plan: ClientPlan
+    data: DataSummary
+    last_seen: float
+    ready: bool = False
+    here: bool = True
+    finished: bool = False
+
+    @property
+    def held_by_server(self) -> Held | None:
+        """The layers that the server trains for this client; None when it holds everything itself."""
+        if self.plan.topology is Topology.LOCAL:
+            return None
+        return Held(self.plan.cut.c1, self.plan.cut.c2, head=self.plan.topology is Topology.V)
+
+    @property
+    def client_layers(self) -> tuple[int, ...]:
+        return tuple(layer.layer for layer in self.plan.layers if layer.place == "client")
+
+    @property
+    def holds_head(self) -> bool:
+        return self.plan.topology is not Topology.V
+
+
+class Roster:
+    """All members ever seen in this run. A name belongs to the key that first used it."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Member] = {}
+        self._by_identity: dict[bytes, str] = {}
+
+    def put(self, member: Member) -> None:
+        old = self._by_name.get(member.name)
+        if old is not None:
+            self._by_identity.pop(old.identity, None)
+        self._by_name[member.name] = member
+        self._by_identity[member.identity] = member.name
+
+    def get(self, name: str) -> Member | None:
+        return self._by_name.get(name)
+
+    def at(self, identity: bytes) -> Member | None:
+        name = self._by_identity.get(identity)
+        return self._by_name[name] if name is not None else None
+
+    def knows_key(self, public_key: str) -> bool:
+        return any(member.public_key == public_key for member in self._by_name.values())
+
+    def ready(self) -> list[Member]:
+        """Members that take part in rounds, in name order."""
+        return [member for _, member in sorted(self._by_name.items()) if member.ready and member.here]
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(sorted(self._by_name.values(), key=lambda member: member.name))
