@@ -15,9 +15,12 @@ from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from fedsplit.devices import here
+from fedsplit.devices.find import own, own_path
+from fedsplit.devices.load import foreign, save
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, MissingExtra
 from fedsplit.events import Emit, Note, Progress, silent
@@ -42,6 +45,24 @@ class Engine:
 
     def layer(self, shape: Shape, dtype: str) -> Pass:
         return torch_pass(shape, dtype, self.device) if self.torch else numpy_pass(shape)
+
+
+def this_device(*, emit: Emit = silent, seconds: float = 5.0) -> DeviceProfile:
+    """This machine's profile as kept; measured and kept first where that was never done.
+
+    Free memory and disk are looked up now: they change, the rest does not. Raises ConfigError for a kept file that is
+    not a profile.
+    """
+    if not own_path().is_file():
+        emit(Note(text=f"measuring this device once; the result is kept in {own_path()}"))
+        save(measure(seconds=seconds, emit=emit), own_path())
+    kept = own()
+    if warning := foreign(kept):
+        emit(Note(text=warning, warning=True))
+    free = min(here.free_memory(), kept.memory_bytes)
+    return msgspec.structs.replace(
+        kept, free_memory_bytes=max(free, kept.reserve_bytes), disk_free_bytes=here.free_disk(Path.cwd())
+    )
 
 
 def measure(
