@@ -1,33 +1,38 @@
-"""Everything that crosses the wire, as frozen tagged Structs. A message names its tensors; their bytes follow as frames.
+"""Everything that crosses the wire, as frozen tagged Structs. A message names its tensors; their bytes follow.
 
 Direction is written in each docstring: C→S or S→C. ``Exchange`` is the base of all step messages: (round, era,
-step, micro, attempt) with the client is the idempotency key.
+step, micro, attempt) with the client is the idempotency key. Counts are refused by the decoder when negative.
 """
 
 from __future__ import annotations
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct, field
 
 from fedsplit.devices.profile import DeviceProfile
 
 PROTOCOL = 1
 
+Count = Annotated[int, Meta(ge=0)]
+
 
 class TensorSpec(Struct, frozen=True, array_like=True):
     """One raw frame: what it is, how long it must be and its CRC-32."""
 
-    name: str
+    name: Annotated[str, Meta(max_length=256)]
     dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    crc: int
+    shape: Annotated[tuple[Count, ...], Meta(max_length=8)]
+    nbytes: Count
+    crc: Count
     codec: str = "raw"
 
 
 class Message(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", omit_defaults=True):
     """Base of all messages. ``tensors`` is filled in by the encoder."""
 
-    protocol: int = PROTOCOL
+    # A factory, because ``omit_defaults`` would leave a plain default out, and each version has its own default.
+    protocol: int = field(default_factory=lambda: PROTOCOL)
     run: str = ""
     client: str = ""
     tensors: tuple[TensorSpec, ...] = ()
@@ -37,7 +42,7 @@ class Asset(Struct, frozen=True, array_like=True):
     """A file that the server offers: config, tokenizer, weights."""
 
     name: str
-    nbytes: int
+    nbytes: Count
     sha256: str
 
 
@@ -47,10 +52,10 @@ class Asset(Struct, frozen=True, array_like=True):
 class DataSummary(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All the server learns about a client's data before training: counts, no contents."""
 
-    train_examples: int
-    eval_examples: int = 0
+    train_examples: Count
+    eval_examples: Count = 0
     tokens_mean: float = 0.0
-    tokens_max: int = 0
+    tokens_max: Count = 0
 
 
 class Hello(Message, tag="hello", frozen=True, kw_only=True):
@@ -73,11 +78,11 @@ class Welcome(Message, tag="welcome", frozen=True, kw_only=True):
     plan: bytes
     base: str
     assets: tuple[Asset, ...] = ()
-    round: int = 0
+    round: Count = 0
 
 
 class Refuse(Message, tag="refuse", frozen=True, kw_only=True):
-    """S→C. ``code`` is a fixed word (``name-taken``, ``bad-invite``, ``protocol``, ``base``, ``no-plan``, ``stale``)."""
+    """S→C. ``code``: ``name-taken``, ``bad-invite``, ``protocol``, ``base``, ``no-plan`` or ``stale``."""
 
     code: str
     reason: str
@@ -85,8 +90,9 @@ class Refuse(Message, tag="refuse", frozen=True, kw_only=True):
 
 
 class Accept(Message, tag="accept", frozen=True, kw_only=True):
-    """C→S. The owner agreed to the plan and the client is ready for rounds."""
+    """C→S. The owner agreed to the plan, the client is ready for rounds. ``base`` identifies the weights it holds."""
 
+    base: str = ""
     data: DataSummary | None = None
 
 
@@ -94,15 +100,15 @@ class Fetch(Message, tag="fetch", frozen=True, kw_only=True):
     """C→S, on the bulk connection. ``size`` bytes of an asset from ``offset``."""
 
     asset: str
-    offset: int
-    size: int
+    offset: Count
+    size: Count
 
 
 class Chunk(Message, tag="chunk", frozen=True, kw_only=True):
     """S→C. Tensor ``data`` (u8) is the asset's bytes from ``offset``."""
 
     asset: str
-    offset: int
+    offset: Count
 
 
 class Alive(Message, tag="alive", frozen=True, kw_only=True):
@@ -128,51 +134,51 @@ class Bye(Message, tag="bye", frozen=True, kw_only=True):
 class Start(Message, tag="start", frozen=True, kw_only=True):
     """S→C. Round ``round`` begins (again, when ``era`` > 0). Tensors: the factors of the layers this client trains."""
 
-    round: int
-    era: int
-    steps: int
-    first_step: int
-    base_version: int
-    adapter_version: int
+    round: Count
+    era: Count
+    steps: Count
+    first_step: Count
+    base_version: Count
+    adapter_version: Count
 
 
 class Update(Message, tag="update", frozen=True, kw_only=True):
     """C→S. The client's factors after its local steps. ``examples``: rows consumed this round."""
 
-    round: int
-    era: int
-    base_version: int
-    examples: int
-    steps: int
+    round: Count
+    era: Count
+    base_version: Count
+    examples: Count
+    steps: Count
 
 
 class Received(Message, tag="received", frozen=True, kw_only=True):
     """S→C. The update is in the round, or it came ``late`` and was dropped."""
 
-    round: int
+    round: Count
     late: bool = False
 
 
 class Evaluate(Message, tag="evaluate", frozen=True, kw_only=True):
     """S→C. Measure the global adapter (tensors: the part the client holds) on the client's own test rows."""
 
-    round: int
+    round: Count
     phase: str
 
 
 class Report(Message, tag="report", frozen=True, kw_only=True):
     """C→S. Answer to Evaluate: numbers and how many examples they rest on."""
 
-    round: int
+    round: Count
     phase: str
     metrics: dict[str, float]
-    examples: int
+    examples: Count
 
 
 class Finish(Message, tag="finish", frozen=True, kw_only=True):
     """S→C. Training is over; tensors: the final factors of the layers this client holds."""
 
-    round: int
+    round: Count
     reason: str
     metrics: dict[str, float]
 
@@ -181,16 +187,16 @@ class Finish(Message, tag="finish", frozen=True, kw_only=True):
 
 
 class Exchange(Message, frozen=True, kw_only=True):
-    """Base of the step's messages. ``era`` is that of the round's Start; ``attempt`` counts repeats after ``Missing``."""
+    """Base of the step's messages. ``era``: that of the round's Start; ``attempt`` counts repeats after ``Missing``."""
 
-    round: int
-    era: int
-    step: int
-    micro: int = 0
-    attempt: int = 0
-    base_version: int = 0
-    adapter_version: int = 0
-    cut: tuple[int, int] = (0, 0)
+    round: Count
+    era: Count
+    step: Count
+    micro: Count = 0
+    attempt: Count = 0
+    base_version: Count = 0
+    adapter_version: Count = 0
+    cut: tuple[Count, Count] = (0, 0)
 
 
 class Forward(Exchange, tag="forward", frozen=True, kw_only=True):
@@ -201,11 +207,11 @@ class Forward(Exchange, tag="forward", frozen=True, kw_only=True):
     ``labels`` i64 follows: (n_v,) for language models, (B,) classes, or f32 (B,) values for regression.
     """
 
-    lengths: tuple[int, ...]
-    starts: tuple[int, ...]
-    width: int
-    label_tokens: int
-    micros: int = 1
+    lengths: tuple[Count, ...]
+    starts: tuple[Count, ...]
+    width: Count
+    label_tokens: Count
+    micros: Annotated[int, Meta(ge=1)] = 1
     train: bool = True
     """False: evaluation or prediction with the global adapter; nothing is kept, no Backward follows."""
 
@@ -213,7 +219,7 @@ class Forward(Exchange, tag="forward", frozen=True, kw_only=True):
 class Hidden(Exchange, tag="hidden", frozen=True, kw_only=True):
     """S→C. Tensor ``h`` (n_v, D), the body's output. ``label_tokens``: over all clients of a concatenated batch."""
 
-    label_tokens: int
+    label_tokens: Count
 
 
 class Backward(Exchange, tag="backward", frozen=True, kw_only=True):
@@ -224,6 +230,8 @@ class Grad(Exchange, tag="grad", frozen=True, kw_only=True):
     """S→C. Tensor ``g`` (n_v, D), absent when nothing in the front trains. ``loss`` only in topology ``v``."""
 
     loss: float | None = None
+    label_tokens: int = 0
+    """Topology ``v``: what the loss was divided by, over all clients of a concatenated batch."""
 
 
 class Prepare(Exchange, tag="prepare", frozen=True, kw_only=True):
@@ -231,7 +239,7 @@ class Prepare(Exchange, tag="prepare", frozen=True, kw_only=True):
 
     squares: tuple[float, ...]
     finite: bool
-    examples: int
+    examples: Count
 
 
 class Commit(Exchange, tag="commit", frozen=True, kw_only=True):
@@ -251,3 +259,36 @@ class Missing(Exchange, tag="missing", frozen=True, kw_only=True):
     """S→C. The activations of this micro-batch were evicted; repeat from Forward with ``attempt`` + 1."""
 
     reason: str = ""
+
+
+AnyMessage = (
+    Hello
+    | Welcome
+    | Refuse
+    | Accept
+    | Fetch
+    | Chunk
+    | Alive
+    | Waiting
+    | Bye
+    | Start
+    | Update
+    | Received
+    | Evaluate
+    | Report
+    | Finish
+    | Forward
+    | Hidden
+    | Backward
+    | Grad
+    | Prepare
+    | Commit
+    | Abort
+    | Missing
+)
+"""What the decoder accepts. A kind that is not listed here does not exist on the wire."""
+
+
+def kind_of(message: Message) -> str:
+    """The word that names this message on the wire, e.g. ``forward``."""
+    return str(message.__struct_config__.tag)

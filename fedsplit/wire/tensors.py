@@ -1,4 +1,4 @@
-"""One tensor on the wire: a dtype name, a shape and raw little-endian bytes. No torch; bf16 is carried as 16-bit words."""
+"""One tensor on the wire: a dtype name, a shape and raw little-endian bytes. No torch: bf16 travels as 16-bit words."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
 
 @dataclass(frozen=True)
 class WireTensor:
-    """``data`` is a C-contiguous array of ``DTYPES[dtype]`` and of the tensor's shape (bf16: its bits)."""
+    """``data`` is a C-contiguous array of ``DTYPES[dtype]`` and of the tensor's shape (bf16: its bits).
+
+    ``codec`` names what the bytes mean when they are not the values themselves. Once sent, ``data`` must not be
+    written to: the socket reads it later, from its own thread, without a copy.
+    """
 
     dtype: str
     data: NDArray[np.generic]
+    codec: str = "raw"
 
     @property
     def shape(self) -> tuple[int, ...]:
