@@ -14,6 +14,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from fedsplit.errors import ConfigError, Problem, Refused
@@ -48,31 +49,17 @@ def run_round(
     """
     rule = method.at(state.round)
     arrivals, notes = _arrivals(state, updates)
-    if not arrivals:
-        return state.noted(*notes)
-    weighted = _weighted(arrivals, rule)
+    weighted = _weighted(arrivals, rule) if arrivals else []
+    if arrivals and not weighted:
+        notes = (*notes, f"weights = {rule.weight_rule.name} gives all {len(arrivals)} updates 0")
     if not weighted:
-        return state.noted(*notes, f"weights = {rule.weight_rule.name} gives all {len(arrivals)} updates 0")
-    merged = {key: _merge_module(state, key, weighted, rule, seed) for key in sorted(_trained(weighted))}
-    adapter, memory = dict(state.adapter), dict(state.memory)
-    for key, result in merged.items():
-        _forget(memory, f"{key}/merge/")
-        memory.update({f"{key}/merge/{name}": array for name, array in result.memory.items()})
-        adapter[key] = _next_factors(state, key, result, rule, seed, memory)
-    head = _next_head(state, weighted, rule, memory) if head_policy == "fedavg" else state.head
-    folds = _next_folds(state, merged)
-    if broken := _first_broken(adapter, head):
+        return state.noted(*notes)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found below, by name
+        after = _merged(state, weighted, rule, head_policy, seed)
+    patches = [fold.patch for fold in after.folds[len(state.folds) :]]
+    if broken := next(filter(None, (_first_broken(part, after.head) for part in (after.adapter, *patches))), ""):
         return state.noted(*notes, f"round dropped: {broken} of the merged state is not finite")
-    return GlobalState(
-        round=state.round + 1,
-        adapter_version=state.adapter_version + 1,
-        base_version=folds[-1].version if folds else state.base_version,
-        adapter=adapter,
-        head=head,
-        memory=memory,
-        folds=folds,
-        notes=notes,
-    )
+    return after.noted(*notes)
 
 
 def refuse_stranger(state: GlobalState, update: ClientUpdate) -> None:
@@ -180,7 +167,28 @@ def _normalised(weights: Sequence[float]) -> list[float]:
     return [weight / whole for weight in weights]
 
 
-# ---- modules ---------------------------------------------------------------------------------------------------------
+# ---- merging ---------------------------------------------------------------------------------------------------------
+
+
+def _merged(state: GlobalState, weighted: Weighted, rule: Method, head_policy: HeadPolicy, seed: int) -> GlobalState:
+    """The next state, whatever its numbers are."""
+    merged = {key: _merge_module(state, key, weighted, rule, seed) for key in sorted(_trained(weighted))}
+    adapter, memory = dict(state.adapter), dict(state.memory)
+    for key, result in merged.items():
+        _forget(memory, f"{key}/merge/")
+        memory.update({f"{key}/merge/{name}": array for name, array in result.memory.items()})
+        adapter[key] = _next_factors(state, key, result, rule, seed, memory)
+    head = _next_head(state, weighted, rule, memory) if head_policy == "fedavg" else state.head
+    folds = _next_folds(state, merged)
+    return GlobalState(
+        round=state.round + 1,
+        adapter_version=state.adapter_version + 1,
+        base_version=folds[-1].version if folds else state.base_version,
+        adapter=adapter,
+        head=head,
+        memory=memory,
+        folds=folds,
+    )
 
 
 def _merge_module(state: GlobalState, key: ModuleKey, weighted: Weighted, rule: Method, seed: int) -> Merged:
