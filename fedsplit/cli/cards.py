@@ -1,0 +1,178 @@
+"""What a person reads before and after a run: the device, the plan with its price, the question, the result."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from fedsplit.cli import words
+from fedsplit.config.run import TrainSection
+from fedsplit.devices.profile import DeviceProfile
+from fedsplit.plan.types import ClientPlan, Estimate, Topology
+from fedsplit.train.selection import better
+
+WIDTH = 100
+BAR = 30
+HERE, THERE = "green", "magenta"
+
+
+class AccuracyRow(NamedTuple):
+    """One device: its metric before, after training alone, and after training together; None where not measured."""
+
+    name: str
+    before: float | None
+    alone: float | None
+    together: float | None
+
+
+def show_profile(profile: DeviceProfile, console: Console | None = None) -> None:
+    """Print what this device can do, as measured."""
+    rows = [
+        ("machine", f"{profile.arch}, {profile.cores} cores, {profile.threads} threads used"),
+        ("arithmetic", ", ".join(f"{_giga(rate)}FLOP/s in {name}" for name, rate in sorted(profile.flops.items()))),
+        ("memory", f"{words.size(profile.free_memory_bytes)} free of {words.size(profile.memory_bytes)}, "
+                   f"{_giga(profile.memory_bandwidth_bps)}B/s"),
+    ]  # fmt: skip
+    if profile.disk_free_bytes:
+        rows.append(("disk", f"{words.size(profile.disk_free_bytes)} free"))
+    if profile.link is not None:
+        link = profile.link
+        speed = f"{words.size(link.up_bps)}/s up, {words.size(link.down_bps)}/s down"
+        rows.append(("link", f"{speed}, {link.latency_s * 1e3:.1f} ms one way"))
+    if profile.power_w is not None:
+        rows.append(("power", f"{profile.power_w:.1f} W"))
+    footer = ", ".join(part for part in (profile.measured and f"measured {profile.measured}", profile.source) if part)
+    _panel(console, profile.name, _pairs(rows), footer)
+
+
+def show_plan(plan: ClientPlan, train: TrainSection | None = None, console: Console | None = None) -> None:
+    """Print, before the first byte leaves, what will be trained, what the operator can learn, and what it costs.
+
+    With ``train`` the price is that of the whole run, else of one step.
+    """
+    body: list[RenderableType] = [_layers(plan), Text(), _pairs(_plan_rows(plan, train))]
+    if plan.reasons:
+        body += [Text(), *(Text(f"· {reason}", style="dim") for reason in plan.reasons)]
+    _panel(console, f"Plan for {plan.client}", Group(*body), plan.binding and f"limited by {plan.binding}")
+
+
+def ask(question: str, *, yes: bool = False, console: Console | None = None) -> bool:
+    """Ask for y or n until one is given. Without a terminal nobody can answer: no, unless ``yes``."""
+    console = console or Console(highlight=False)
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        console.print(Text(f"{question} Nobody is there to answer; add --yes to agree beforehand."))
+        return False
+    while True:
+        try:
+            answer = console.input(Text.assemble((question, "bold"), (" [y/n] ", "dim"))).strip().lower()
+        except EOFError:
+            return False
+        if answer in ("y", "yes"):
+            return True
+        if answer in ("n", "no"):
+            return False
+
+
+def accuracy_table(rows: Sequence[AccuracyRow], metric: str = "accuracy", console: Console | None = None) -> None:
+    """Print each device's ``metric`` before, alone and together, with a bar of what training together added."""
+    console = console or Console(highlight=False)
+    table = Table(box=None, padding=(0, 2), header_style="dim", title=Text(metric, style="bold"), title_justify="left")
+    table.add_column("device")
+    for name in ("before", "alone", "together"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for row in rows:
+        wins = row.together is not None and row.alone is not None and better(metric, row.together, row.alone)
+        together = Text(words.number(row.together), style="bold green" if wins else "bold")
+        bar = _gain(row) if metric == "accuracy" else Text()
+        table.add_row(Text(row.name, style="bold"), words.number(row.before), words.number(row.alone), together, bar)
+    console.print(Padding(table, (1, 0, 1, 1)))
+
+
+def _gain(row: AccuracyRow) -> Text:
+    """How far the device came alone, and what training together added; the full width is 1."""
+    alone, together = (round(BAR * min(1.0, max(0.0, value or 0.0))) for value in (row.alone, row.together))
+    bar = Text("━" * min(alone, together), style="dim")
+    bar.append("━" * max(0, together - alone), "bold green")
+    return bar
+
+
+def _plan_rows(plan: ClientPlan, train: TrainSection | None) -> list[tuple[str, str]]:
+    trained = [layer for layer in plan.layers if layer.trains]
+    ranks = sorted({layer.rank for layer in trained})
+    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}" if ranks else "nothing"
+    here = sum(layer.place == "client" for layer in plan.layers)
+    rows = [
+        ("topology", f"{plan.topology}: {TOPOLOGIES[plan.topology]}"),
+        ("trains", f"LoRA of {rank} in {len(trained)} of {len(plan.layers)} layers, {here} of them on this device"),
+        ("batch", f"{plan.batch} rows in {plan.micro_batches} part{'s' * (plan.micro_batches > 1)}, {plan.dtype}"),
+    ]
+    if plan.exposure:
+        rows.append(("privacy", plan.exposure))
+    if plan.estimate is not None:
+        rows += _price(plan.estimate, train)
+    return rows
+
+
+def _price(estimate: Estimate, train: TrainSection | None) -> list[tuple[str, str]]:
+    steps = train.rounds * train.steps if train else 1
+    per = f"{steps:,} steps" if train else "one step"
+    energy = f", {estimate.energy_j * steps / 3600:.2g} Wh" if estimate.energy_j else ""
+    return [
+        ("memory", f"{words.size(estimate.memory_bytes)}, disk {words.size(estimate.disk_bytes)}"),
+        ("traffic", f"{words.size(estimate.up_bytes * steps)} up, {words.size(estimate.down_bytes * steps)} down"),
+        ("time", f"about {words.duration(estimate.step_s * steps)} for {per}{energy}"),
+    ]
+
+
+TOPOLOGIES = {
+    Topology.LOCAL: "the whole model is on this device",
+    Topology.U: "first and last layers and the labels stay here",
+    Topology.V: "the first layers stay here, the labels go to the server",
+    Topology.W: "only the embedding and the head stay here",
+}
+
+
+def _layers(plan: ClientPlan) -> Text:
+    """The model as a strip: what is here, what is there, what trains; legible without colours, too."""
+    strip = Text("embedding ", style=HERE)
+    for layer in plan.layers:
+        at_home = layer.place == "client"
+        strip.append((("░", "▓"), ("□", "■"))[at_home][layer.trains], HERE if at_home else THERE)
+    strip.append(" head", THERE if plan.topology is Topology.V else HERE)
+    strip.append("   ■ this device", HERE)
+    if plan.topology is not Topology.LOCAL:
+        strip.append("  ▓ server", THERE)
+    if not all(layer.trains for layer in plan.layers):
+        strip.append("  □ ░ frozen", "dim")
+    return strip
+
+
+def _pairs(rows: Sequence[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _panel(console: Console | None, title: str, body: RenderableType, footer: str) -> None:
+    console = console or Console(highlight=False)
+    subtitle = Text(footer, style="dim") if footer else None
+    width = min(WIDTH, console.width)
+    console.print(Panel(body, title=Text(title, style="bold"), title_align="left", subtitle=subtitle,
+                        subtitle_align="left", border_style="dim", padding=(1, 2), width=width))  # fmt: skip
+
+
+def _giga(rate: float) -> str:
+    return f"{rate / 1e9:.1f} G" if rate < 1e12 else f"{rate / 1e12:.1f} T"
