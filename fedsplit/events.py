@@ -1,12 +1,14 @@
 """What happens while a run goes on, as values; the command line draws them, tests collect them.
 
-Producers take an ``Emit`` and call it; nobody prints. Times are seconds, sizes bytes.
+One line of JSON an event carries them from one process to another. Producers take an ``Emit`` and call it; nobody prints. Times are seconds, sizes bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+
+import msgspec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +95,40 @@ class Note(Event):
     warning: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Finished(Event):
+    """The end of a client's run, or (``client`` empty) of the server's. ``digest`` identifies the final adapter's bits."""
+
+    round: int
+    reason: str
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
+    up_bytes: int = 0
+    down_bytes: int = 0
+    digest: str = ""
+
+
 Emit = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
     """The ``Emit`` that drops everything."""
+
+
+def to_json(event: Event) -> str:
+    """One line: ``{"event": "RoundStarted", …}``. NaN and infinities become null."""
+    values = {item.name: getattr(event, item.name) for item in fields(event)}
+    return msgspec.json.encode({"event": type(event).__name__, **values}).decode()
+
+
+def from_json(line: str) -> Event | None:
+    """The inverse; None for a line that is no event (a library's print, say)."""
+    try:
+        found = msgspec.json.decode(line)
+        kind = _KINDS[found.pop("event")]
+        return msgspec.convert(found, kind)
+    except (msgspec.MsgspecError, KeyError, AttributeError, TypeError):
+        return None
+
+
+_KINDS = {kind.__name__: kind for kind in Event.__subclasses__()}

@@ -9,6 +9,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
+
 from fedsplit import assets as shipped
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, DataError, FedsplitError, Refused
@@ -97,6 +100,12 @@ def join(
         result = worker.work()
         kept.save(result.round, flatten(result.adapter, result.head), {"base": offer.base, "reason": result.reason})
         return Joined(offer, result, end.up_bytes, end.down_bytes, kept.path)
+
+
+def save(joined: Joined, path: Path) -> None:
+    """The final factors that this client holds, by module, as one safetensors file of float32."""
+    arrays = flatten(joined.result.adapter, joined.result.head)
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
 
 
 def host_name() -> str:

@@ -1,0 +1,89 @@
+"""``fedsplit join``: take part in a run with data that stays here."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedsplit.cli.display import AccuracyRow, accuracy_table, ask, show_plan
+from fedsplit.cli.output import view
+from fedsplit.devices.find import find
+from fedsplit.events import Emit, Event, Finished
+
+if TYPE_CHECKING:
+    from fedsplit_client.join import Joined
+    from fedsplit_client.session import Offer
+
+
+def join(
+    link: Annotated[str, typer.Argument(help="The line that the server printed: 'fedsplit://HOST:PORT/?key=…'")],
+    data: Annotated[Path, typer.Option(help="Your rows: JSONL, CSV, text, an image folder. They stay here.")],
+    name: Annotated[str, typer.Option(help="Your name in the run; by default this machine's.")] = "",
+    topology: Annotated[str, typer.Option(help="Insist on local, u, v or w instead of what is planned.")] = "",
+    model: Annotated[str, typer.Option(help="The base model's folder, when it is here already.")] = "",
+    profile: Annotated[str, typer.Option(help="A device profile (name or file) instead of this machine's.")] = "",
+    device: Annotated[str, typer.Option(help="Where your layers run: cpu, cuda, cuda:1.")] = "cpu",
+    state: Annotated[Path | None, typer.Option(help="Folder for keys and state; by default the platform's.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the final factors you hold in this file.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree without being asked (for services).")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON line an event instead of the view.")] = False,
+) -> None:
+    """Take part in a run. Shows what is trained, what the operator can learn and what it costs, then asks."""
+    from fedsplit_client import join as client
+
+    # The question comes first and the view after it: a live view and a prompt cannot share a terminal.
+    with ExitStack() as stack:
+        emits: list[Emit] = [stack.enter_context(view("joining", json, live=False))]
+
+        def emit(event: Event) -> None:
+            emits[-1](event)
+
+        def agree(offer: Offer, path: str) -> bool:
+            if not json:
+                show_plan(offer.plan, offer.run.train)
+            if not ask(f"Train on {path} with this plan?", yes=yes or json):
+                return False
+            emits.append(stack.enter_context(view(f"{offer.plan.client} in {offer.run.run.name}", json)))
+            return True
+
+        joined = client.join(
+            link,
+            data,
+            name=name,
+            topology=topology,
+            model=model,
+            profile=find(profile) if profile else None,
+            device=device,
+            state=state,
+            agree=agree,
+            emit=emit,
+        )
+        result = joined.result
+        emit(
+            Finished(
+                client=joined.plan.client,
+                round=result.round,
+                reason=result.reason,
+                before=result.before,
+                after=result.after,
+                up_bytes=joined.up_bytes,
+                down_bytes=joined.down_bytes,
+            )
+        )
+    if out is not None:
+        client.save(joined, out)
+    if not json:
+        _report(joined)
+
+
+def _report(joined: Joined) -> None:
+    result = joined.result
+    shared = sorted(result.before.keys() & result.after.keys() - {"tokens"})
+    for metric in shared:
+        row = AccuracyRow(joined.plan.client, result.before[metric], None, result.after[metric])
+        accuracy_table([row], metric)
+    typer.echo(f"done: {result.reason}. Sent {joined.up_bytes / 1e6:,.1f} MB, received {joined.down_bytes / 1e6:,.1f} MB.")
+    typer.echo(f"The factors you hold are kept in {joined.folder}")

@@ -1,0 +1,25 @@
+"""Where a verb's events go: a view for people, or one JSON line each for another program."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fedsplit.cli.display import Display
+from fedsplit.events import Emit, Event, to_json
+
+
+@contextmanager
+def view(title: str, as_json: bool, live: bool = True) -> Iterator[Emit]:
+    """The ``Emit`` of a verb. With ``as_json`` every event is a line on standard output."""
+    if as_json:
+        yield _print_json
+        return
+    with Display("auto" if live else "plain", title=title) as emit:
+        yield emit
+
+
+def _print_json(event: Event) -> None:
+    sys.stdout.write(to_json(event) + "\n")
+    sys.stdout.flush()

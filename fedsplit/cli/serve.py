@@ -1,0 +1,58 @@
+"""``fedsplit serve``: host a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from fedsplit.cli.output import view
+from fedsplit.cli.sizes import parse_size
+from fedsplit.config.load import load
+from fedsplit.config.run import RunFile
+from fedsplit.events import Emit, Finished, Note
+
+
+def serve(
+    run_file: Annotated[Path, typer.Argument(help="The run file; make one with: fedsplit new")],
+    device: Annotated[str, typer.Option(help="Where the body runs: cpu, cuda, cuda:1.")] = "cpu",
+    gpu_memory: Annotated[str, typer.Option(help="Refuse before loading when more is needed, e.g. 20GB.")] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, if there is one.")] = False,
+    host: Annotated[str, typer.Option(help="Listen on this address instead of server.host.")] = "",
+    port: Annotated[int, typer.Option(help="Listen on this port instead of server.port; 0: any free one.")] = -1,
+    link_file: Annotated[Path | None, typer.Option(help="Also write the join line to this file.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON line an event instead of the view.")] = False,
+) -> None:
+    """Host a run; prints the line that a device must type. Ctrl-C saves; the same command with --resume goes on."""
+    from fedsplit_server import serve as server
+
+    run = with_address(load(run_file), host, port)
+    memory = parse_size(gpu_memory, "--gpu-memory") if gpu_memory else 0
+    with view(f"serving {run.run.name}", json) as emit:
+        served = server.serve(
+            run,
+            device=device,
+            memory_bytes=memory,
+            resume=resume,
+            emit=emit,
+            ready=lambda link: _announce(link, link_file, emit),
+        )
+        emit(Finished(round=served.rounds, reason=served.reason, after=served.metrics, digest=served.digest))
+    if not json:
+        typer.echo(f"done: {served.reason}. Export the adapter with:\n  fedsplit export {served.folder} -o adapter/")
+
+
+def with_address(run: RunFile, host: str, port: int) -> RunFile:
+    """The run with another place to listen on, where flags say so."""
+    changes = ({"host": host} if host else {}) | ({"port": port} if port >= 0 else {})
+    return msgspec.structs.replace(run, server=msgspec.structs.replace(run.server, **changes)) if changes else run
+
+
+def _announce(link: str, link_file: Path | None, emit: Emit) -> None:
+    if link_file is not None:
+        aside = link_file.with_suffix(".part")
+        aside.write_text(link, "utf-8")
+        aside.replace(link_file)
+    emit(Note(text=f"listening; on each device type:  fedsplit join '{link}' --data my.jsonl"))

@@ -1,0 +1,211 @@
+"""``fedsplit simulate``: a whole run on one machine, every party a process of its own, over TCP."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Annotated
+
+import typer
+
+from fedsplit.cli.display import AccuracyRow, accuracy_table
+from fedsplit.cli.output import view
+from fedsplit.config.load import load
+from fedsplit.config.run import RunFile
+from fedsplit.errors import ConfigError, LinkError, Problem, Timeout
+from fedsplit.events import Emit, Event, Finished, from_json, silent
+
+START_S = 120.0
+"""The server has this long to load the model and open its port."""
+
+
+@dataclass
+class Simulated:
+    """How a simulated run ended; ``clients`` and ``server`` are the last events of the processes."""
+
+    folder: Path
+    server: Finished | None = None
+    clients: dict[str, Finished] = field(default_factory=dict)
+
+
+def simulate(
+    run_file: Annotated[Path, typer.Argument(help="A run file with [[clients]], each with its data.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    device: Annotated[str, typer.Option(help="Where the server's body runs: cpu, cuda, cuda:1.")] = "cpu",
+    json: Annotated[bool, typer.Option("--json", help="One JSON line an event instead of the view.")] = False,
+) -> None:
+    """Start a server and all clients of a run file as real processes on this machine and show them in one view."""
+    run = load(run_file)
+    with view(f"simulating {run.run.name}", json) as emit:
+        done = run_processes(run_file, emit=emit, resume=resume, device=device)
+    if not json:
+        _report(done, run)
+
+
+def run_processes(
+    run_file: Path,
+    *,
+    emit: Emit = silent,
+    resume: bool = False,
+    device: str = "cpu",
+    profile: Path | None = None,
+    topologies: Mapping[str, str] | None = None,
+) -> Simulated:
+    """One server and one process for every ``[[clients]]``; returns when all have ended.
+
+    ``profile``: what every client says of itself where the run file names no device (this machine's by default).
+
+    :raises ConfigError: the run file has no clients with data. :raises LinkError: a process failed; says which and why.
+    """
+    run = load(run_file)
+    _check_clients(run)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedsplit-")))
+        crew = stack.enter_context(Crew(emit))
+        link = scratch / "link"
+        flags = ["--resume"] if resume else []
+        crew.start("", ["serve", str(run_file), "--port", "0", "--link-file", str(link), "--device", device, *flags])
+        address = crew.wait_for_file(link, START_S)
+        for section in run.clients:
+            of = section.device or (str(profile) if profile else "")
+            what = ["join", address, "--data", section.data, "--name", section.name, "--yes"]
+            what += ["--profile", of] if of else []
+            what += ["--state", str(_state(run, run_file) / section.name)]
+            crew.start(section.name, what, threads=section.threads or 1)
+        crew.wait()
+        server = crew.finished.pop("", None)
+        return Simulated(_folder(run, run_file), server, dict(crew.finished))
+
+
+class Crew:
+    """Child processes whose events come here as JSON lines. Leaving the context ends them all."""
+
+    def __init__(self, emit: Emit) -> None:
+        self.finished: dict[str, Finished] = {}
+        self._emit, self._lock = emit, threading.Lock()
+        self._children: dict[str, subprocess.Popen[str]] = {}
+        self._readers: list[threading.Thread] = []
+        self._errors: dict[str, str] = {}
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for child in self._children.values():
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM)
+        for child in self._children.values():
+            try:
+                child.wait(10.0)
+            except subprocess.TimeoutExpired:
+                child.kill()
+        for reader in self._readers:
+            reader.join(5.0)
+
+    def start(self, name: str, verb: list[str], threads: int = 0) -> None:
+        """Run ``fedsplit VERB --json`` as ``name`` (empty: the server)."""
+        # ``python -m`` puts the working directory on the path: sources and installed package work alike.
+        environment = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        child = subprocess.Popen(
+            [sys.executable, "-m", "fedsplit", *verb, "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        self._children[name] = child
+        assert child.stdout is not None and child.stderr is not None
+        for target, stream in ((self._events, child.stdout), (self._complaints, child.stderr)):
+            reader = threading.Thread(target=target, args=(name, stream), daemon=True)
+            reader.start()
+            self._readers.append(reader)
+
+    def wait_for_file(self, path: Path, timeout_s: float) -> str:
+        """The content of a file that a child writes. Raises Timeout, or LinkError when the child ends before."""
+        deadline = time.monotonic() + timeout_s
+        while not path.exists():
+            self._raise_if_failed()
+            if time.monotonic() > deadline:
+                raise Timeout(f"the server did not open its port within {timeout_s:.0f} s")
+            time.sleep(0.05)
+        return path.read_text("utf-8")
+
+    def wait(self) -> None:
+        """Until every child has ended; a child that fails ends the others."""
+        while any(child.poll() is None for child in self._children.values()):
+            self._raise_if_failed()
+            time.sleep(0.1)
+        for reader in self._readers:
+            reader.join(5.0)
+        self._raise_if_failed()
+
+    def _events(self, name: str, stream: IO[str]) -> None:
+        for line in stream:
+            event = from_json(line)
+            if isinstance(event, Finished):
+                self.finished[name] = event
+            elif event is not None and self._concerns(name, event):
+                with self._lock:
+                    self._emit(event)
+
+    @staticmethod
+    def _concerns(name: str, event: Event) -> bool:
+        """The server and a client both tell of the same steps and rounds: the client knows its loss, the server all."""
+        kind = type(event).__name__
+        if name:
+            return kind in ("StepDone", "Progress", "Note", "Measured")
+        return kind not in ("StepDone", "Measured") or (kind == "Measured" and event.client == "")
+
+    def _complaints(self, name: str, stream: IO[str]) -> None:
+        for line in stream:
+            if line.strip():
+                self._errors[name] = (self._errors.get(name, "") + line)[-4000:]
+
+    def _raise_if_failed(self) -> None:
+        for name, child in self._children.items():
+            if child.poll() not in (None, 0):
+                time.sleep(0.2)
+                said = self._errors.get(name, "").strip() or f"exit status {child.returncode}"
+                raise LinkError(f"{name or 'the server'} failed:\n{said}")
+
+
+def _check_clients(run: RunFile) -> None:
+    problems = [
+        Problem(f"clients[{index}].data", "nothing", "the file with this client's rows")
+        for index, section in enumerate(run.clients)
+        if not section.data
+    ]
+    if not run.clients:
+        problems = [Problem("clients", "none", "one [[clients]] table for each client to simulate")]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _folder(run: RunFile, run_file: Path) -> Path:
+    return Path(run.run.dir) if run.run.dir else Path("runs") / run.run.name
+
+
+def _state(run: RunFile, run_file: Path) -> Path:
+    return _folder(run, run_file) / "clients"
+
+
+def _report(done: Simulated, run: RunFile) -> None:
+    names = sorted({name for end in done.clients.values() for name in end.before} - {"tokens"})
+    for metric in names:
+        rows = [
+            AccuracyRow(name, end.before.get(metric), None, end.after.get(metric))
+            for name, end in sorted(done.clients.items())
+        ]
+        accuracy_table(rows, metric)
+    if done.server is not None:
+        typer.echo(f"done: {done.server.reason}. Export with:\n  fedsplit export {done.folder} -o adapter/")
