@@ -114,10 +114,9 @@ def _fitted(rule: RankRule, part: LowRank, key: ModuleKey, ask: Ask) -> LowRank:
     if part.rank == rank:
         return part
     xp = array_namespace(part.A_RN)
-    # All rank rows are drawn and the last taken, so that clients of unequal rank share the rows they have in common.
-    rows_RN = generator(ask.seed, ask.round, str(key), "grow").uniform(-(n**-0.5), n**-0.5, size=(rank, n))
-    where = {"dtype": part.dtype, "device": getattr(part.A_RN, "device", None)}
-    return part.pad(rank, xp.asarray(rows_RN[part.rank :], **where))
+    # Row after row of one stream, so that clients of unequal rank share the rows they both get.
+    rows_RN = generator(ask.seed, ask.round, str(key), "grow").uniform(-(n**-0.5), n**-0.5, (rank - part.rank, n))
+    return part.pad(rank, xp.asarray(rows_RN, dtype=part.dtype, device=getattr(part.A_RN, "device", None)))
 
 
 # ---- who counts ------------------------------------------------------------------------------------------------------

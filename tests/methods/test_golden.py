@@ -41,6 +41,12 @@ def test_ideal_aggregate() -> None:
     np.testing.assert_allclose(total(PARTS, P).dense(), IDEAL, atol=1e-12)
 
 
+def test_a_crowd_does_not_make_the_ideal_wider_than_the_layer() -> None:
+    crowd = total(PARTS * 5, [p / 5 for p in P] * 5)
+    assert crowd.rank == 2
+    np.testing.assert_allclose(crowd.dense(), IDEAL, atol=1e-12)
+
+
 def test_what_averaging_loses() -> None:
     """The residual that FedEx-LoRA folds into the base: weighted cross-covariance, of rank K - 1."""
     residual = total(PARTS, P) - mean(PARTS, P)
