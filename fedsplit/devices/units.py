@@ -36,12 +36,17 @@ def parse(text: str, units: dict[str, float]) -> float | None:
 
 
 def size(count: float) -> str:
-    """Bytes for a reader: ``312 MB``, ``1.24 GB``."""
-    for limit, unit, digits in ((1e3, "B", 0), (1e6, "kB", 0), (1e9, "MB", 0), (1e12, "GB", 2)):
-        if abs(count) < limit:
-            scaled = count / (limit / 1e3)
-            return f"{scaled:,.{1 if digits == 0 and unit != 'B' and scaled < 10 else digits}f} {unit}"
-    return f"{count / 1e12:,.2f} TB"
+    """Bytes for a reader, three digits: ``312 MB``, ``1.24 GB``."""
+    for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(count) >= 0.9995 * scale:
+            return f"{_three(count / scale)} {unit}"
+    return f"{count:.0f} B"
+
+
+def _three(value: float) -> str:
+    """Three significant digits, whole numbers without a fraction."""
+    text = f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def duration(seconds: float) -> str:
@@ -55,10 +60,10 @@ def duration(seconds: float) -> str:
 
 def speed(flops: float) -> str:
     """FLOP/s for a reader: ``12.4 GFLOP/s``."""
-    return f"{flops / 1e12:,.1f} TFLOP/s" if flops >= 1e12 else f"{flops / 1e9:,.1f} GFLOP/s"
+    return f"{_three(flops / 1e12)} TFLOP/s" if flops >= 1e12 else f"{_three(flops / 1e9)} GFLOP/s"
 
 
 def rate(bytes_per_s: float) -> str:
     """A link's rate for a reader, in bits as it is sold: ``20 Mbit/s``."""
     bits = 8 * bytes_per_s
-    return f"{bits / 1e9:,.3g} Gbit/s" if bits >= 1e9 else f"{bits / 1e6:,.3g} Mbit/s"
+    return f"{_three(bits / 1e9)} Gbit/s" if bits >= 1e9 else f"{_three(bits / 1e6)} Mbit/s"

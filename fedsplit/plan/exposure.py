@@ -48,5 +48,5 @@ def _labels(card: ModelCard, topology: Topology, trains_head: bool) -> str:
         return "The next tokens stay here, but they follow from the text wherever that can be reconstructed."
     if card.task == "regression" or card.num_labels > FEW_CLASSES:
         return "Labels stay here; the gradients it gets depend on them."
-    head = " and of the head it averages" if trains_head else ""
+    head = " and the updates of the shared head" if trains_head else ""
     return f"Labels stay here, but with {card.num_labels} classes the gradients{head} can give them away."

@@ -143,3 +143,8 @@ def server_total(card: ModelCard, plans: Sequence[ClientPlan], width_bytes: int)
         if plan.estimate is not None:
             own += plan.estimate.server_memory_bytes - len(theirs) * card.layer_params * width_bytes
     return own + len(layers) * card.layer_params * width_bytes
+
+
+def adapter_bytes(work: Work, topology: Topology, cut: Cut) -> int:
+    """Bytes of the factors (and the shared head) that a client sends, and gets, once a round in float32."""
+    return 4 * trained_params(work, topology, cut)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from fedsplit.config.run import ClientSection, RunFile
@@ -37,6 +37,33 @@ class Question:
     data: DataLike | None
     allowed: Collection[Topology] | None
     clients: int
+
+
+def questions(
+    card: ModelCard,
+    devices: Mapping[str, DeviceProfile],
+    run: RunFile,
+    *,
+    server: DeviceProfile | None = None,
+    data: Mapping[str, DataLike] | None = None,
+    allowed: Collection[Topology] | None = None,
+) -> dict[str, Question]:
+    """One question a client, in name order. Each gets an equal share of the server."""
+    fixed = {section.name: section for section in run.clients}
+    sharing = max(len(devices), run.rounds.clients)
+    return {
+        name: Question(
+            card=card,
+            run=run,
+            device=devices[name],
+            server=server,
+            fixed=fixed.get(name),
+            data=(data or {}).get(name),
+            allowed=allowed,
+            clients=sharing,
+        )
+        for name in sorted(devices)
+    }
 
 
 def options_of(question: Question) -> tuple[list[Option], list[str]]:

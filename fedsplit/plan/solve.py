@@ -20,7 +20,7 @@ from fedsplit.plan.exposure import exposure
 from fedsplit.plan.memory import disk_bytes, served, server_total
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.options import Option
-from fedsplit.plan.question import Question, options_of
+from fedsplit.plan.question import Question, options_of, questions
 from fedsplit.plan.refuse import nothing_fits
 from fedsplit.plan.timing import traffic
 from fedsplit.plan.types import ClientPlan, Estimate, LayerPlan, Plan, Topology
@@ -47,16 +47,10 @@ def solve(
     if not devices:
         raise PlanError("there is no device to plan for; add [[clients]] to the run file or give a fleet")
     check_targets(card, run.lora.targets)
-    fixed = {section.name: section for section in run.clients}
-    sharing = max(len(devices), run.rounds.clients)
     answers: dict[bytes, ClientPlan] = {}
     plans = []
-    for name in sorted(devices):
-        counts = (data or {}).get(name)
-        question = Question(
-            card=card, run=run, device=devices[name], server=server, fixed=fixed.get(name), data=counts,
-            allowed=allowed, clients=sharing,
-        )  # fmt: skip
+    asked = questions(card, devices, run, server=server, data=data, allowed=allowed)
+    for name, question in asked.items():
         key = _key(question)
         if key not in answers:
             answers[key] = _plan(name, question)

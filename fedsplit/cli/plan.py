@@ -1,0 +1,113 @@
+"""``fedsplit plan run.toml``: who would hold and train what, what it costs, and why. No torch, no weights."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from fedsplit import assets
+from fedsplit.cli.plan_table import print_explanation, print_plan
+from fedsplit.config.load import load
+from fedsplit.config.run import RunFile
+from fedsplit.devices.change import what_if
+from fedsplit.devices.find import find, own
+from fedsplit.devices.fleet import load_fleet
+from fedsplit.devices.profile import DeviceProfile
+from fedsplit.errors import ConfigError, Problem
+from fedsplit.plan.card import ModelCard, card
+from fedsplit.plan.question import questions
+from fedsplit.plan.solve import solve
+
+
+def plan(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="The run file.")],
+    fleet: Annotated[str, typer.Option("--fleet", help="Fleet file, or one that ships: home.")] = "",
+    server: Annotated[str, typer.Option("--server", help="Profile of the server's machine.")] = "",
+    explain: Annotated[str, typer.Option("--explain", metavar="CLIENT", help="Show a client's arithmetic.")] = "",
+    change: Annotated[
+        list[str] | None, typer.Option("--what-if", metavar="CLIENT.KEY=VALUE", help="E.g. pi.uplink=2Mbit/s.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Plan every device of a run: topology, cut, memory, time, bytes, what the server can learn, and why."""
+    run = load(run_file)
+    model = model_card(run, run_file.parent)
+    devices, host = machines(run, run_file.parent, fleet, server)
+    for text in change or ():
+        devices = what_if(devices, text)
+    if explain and explain not in devices:
+        near = difflib.get_close_matches(explain, devices, 1)
+        fix = f"did you mean {near[0]!r}?" if near else ""
+        raise ConfigError([Problem("--explain", repr(explain), f"one of {', '.join(devices)}", fix)])
+    if explain:
+        # Nothing else may keep one client's arithmetic from being shown, least of all another client that fits nothing.
+        devices = {explain: devices[explain]}
+    found = solve(model, devices, run, server=host)
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+        return
+    asked = questions(model, devices, run, server=host)
+    if explain:
+        print_explanation(found.clients[0], asked[explain])
+    else:
+        print_plan(found, asked)
+
+
+def model_card(run: RunFile, near: Path) -> ModelCard:
+    """The card of the run's model: shipped by name, in a folder, or (its config alone) from the hub.
+
+    Raises ConfigError where there is none.
+    """
+    labels = len(run.model.labels)
+    if run.model.path in assets.NAMES:
+        return card(_read(assets.path(run.model.path) / "config.json"), run.model.task, labels)
+    folder = Path(run.model.path).expanduser()
+    folder = folder if folder.is_absolute() else near / folder
+    path = folder / "config.json"
+    return card(_read(path if path.is_file() else _from_hub(run.model.path, folder)), run.model.task, labels)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read: {error}", str(path)) from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"found a JSON {type(config).__name__}, expected an object", str(path))
+    return config
+
+
+def _from_hub(name: str, folder: Path) -> Path:
+    """``config.json`` of a hub id, a few kilobytes; the weights are not touched."""
+    problem = Problem(
+        "model.path", repr(name), f"a folder with a config.json, a hub id, or {' or '.join(assets.NAMES)}",
+        f"there is no {folder / 'config.json'}",
+    )  # fmt: skip
+    if name.count("/") != 1 or folder.exists():
+        raise ConfigError([problem])
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(name, "config.json"))
+    except Exception as error:
+        # The hub's client raises a dozen kinds of errors; for the reader they are one: the model is not to be had.
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError([problem._replace(fix=f"the hub says: {first}")]) from error
+
+
+def machines(
+    run: RunFile, near: Path, fleet: str, server: str
+) -> tuple[dict[str, DeviceProfile], DeviceProfile | None]:
+    """(clients with their devices, the server's machine): from the fleet, else the run file, else this machine."""
+    host = find(server) if server else None
+    if fleet:
+        members = load_fleet(fleet)
+        return dict(members.devices), host or members.server
+    if run.clients:
+        return {client.name: find(client.device or "here", near) for client in run.clients}, host
+    return {"this-device": own()}, host

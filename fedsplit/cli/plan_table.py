@@ -1,0 +1,159 @@
+"""A plan as a table, and one client's plan as arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedsplit.devices.units import duration, rate, size, speed
+from fedsplit.plan.memory import Memory, adapter_bytes
+from fedsplit.plan.options import Option, describe
+from fedsplit.plan.question import ASSUMED_SERVER, Question, options_of
+from fedsplit.plan.timing import Times
+from fedsplit.plan.types import ClientPlan, Plan, Topology
+
+SHOWN = 12
+"""Candidates listed in an explanation."""
+
+SEES = {
+    Topology.LOCAL: "adapter only",
+    Topology.U: "activations",
+    Topology.V: "activations, labels",
+    Topology.W: "the input itself",
+}
+"""What the server learns, in a word; the sentence is in the plan."""
+
+MEMORY = {
+    "weights": "weights of the layers here",
+    "embedding": "embedding",
+    "head": "head and final norm",
+    "adapters": "adapters, gradients, optimiser",
+    "acts_front": "activations of the front",
+    "acts_tail": "activations of the tail",
+    "logits": "logits and their gradient",
+    "wire": "tensors on the wire",
+    "runtime": "the program itself",
+}
+TIME = {
+    "device": "this device computes",
+    "up": "sending",
+    "server": "the server computes (its share)",
+    "down": "receiving",
+    "latency": "messages on their way",
+}
+
+
+WIDE = 120
+"""Columns of a terminal from which on the table shows everything."""
+
+
+def print_plan(plan: Plan, asked: Mapping[str, Question], console: Console | None = None) -> None:
+    """Print a row a client, then what the server can learn from each kind of plan, and the digest."""
+    console = console or Console(highlight=False)
+    rows = [_row(client, asked[client.client]) for client in plan.clients]
+    hidden = () if console.width >= WIDE else ("layers here", "rank", "batch", "disk")
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1, 0, 0))
+    shown = [header for header in rows[0] if header not in hidden]
+    for header in shown:
+        left = header in ("client", "plan", "server sees", "limited by")
+        table.add_column(header, justify="left" if left else "right", no_wrap=header in ("client", "plan"))
+    for row in rows:
+        table.add_row(*(row[header] for header in shown))
+    console.print(table)
+    console.print(Text("up and down: bytes of one round"), style="dim")
+    for text, names in _by_exposure(plan.clients).items():
+        console.print(Text.assemble((", ".join(names), "bold"), f": {text}"), soft_wrap=True)
+    for reason in (*plan.reasons, f"digest {plan.digest[:16]}"):
+        console.print(Text(reason, style="dim"), soft_wrap=True)
+
+
+def _row(client: ClientPlan, question: Question) -> dict[str, Text | str]:
+    cost = client.estimate
+    assert cost is not None
+    option = chosen(client, question)
+    adapter, steps = adapter_bytes(option.work, client.topology, client.cut), question.run.train.steps
+    here = sum(layer.place == "client" for layer in client.layers)
+    ranks = sorted({layer.rank for layer in client.layers if layer.trains})
+    return {
+        "client": Text(client.client, style="bold"),
+        "plan": describe(client.topology, client.cut),
+        "layers here": f"{here} of {len(client.layers)}",
+        "rank": ", ".join(str(rank) for rank in ranks) or "–",
+        "batch": f"{client.batch}" if client.micro_batches == 1 else f"{client.micro_batches} × {option.work.rows}",
+        "memory": f"{size(cost.memory_bytes)} of {size(question.device.budget_bytes)}",
+        "disk": size(cost.disk_bytes),
+        "a step": duration(cost.step_s),
+        "up": size(cost.up_bytes * steps + adapter),
+        "down": size(cost.down_bytes * steps + adapter),
+        "server sees": SEES[client.topology],
+        "limited by": client.binding,
+    }
+
+
+def chosen(client: ClientPlan, question: Question) -> Option:
+    """The candidate that the plan took."""
+    options, _ = options_of(question)
+    return next(option for option in options if (option.topology, option.cut) == (client.topology, client.cut))
+
+
+def _by_exposure(clients: Sequence[ClientPlan]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for client in clients:
+        grouped.setdefault(client.exposure, []).append(client.client)
+    return grouped
+
+
+def print_explanation(client: ClientPlan, question: Question, console: Console | None = None) -> None:
+    """Print the device, the sums of memory and time, the reasons, and the candidates that were compared."""
+    console = console or Console(highlight=False)
+    option, device = chosen(client, question), question.device
+    link = device.link
+    facts = [
+        f"{device.name}: {speed(device.flops['float32'])}, {size(device.memory_bandwidth_bps)}/s memory, "
+        f"{size(device.budget_bytes)} to use",
+        f"link: {rate(link.up_bps)} up, {rate(link.down_bps)} down, {duration(link.latency_s)}" if link else "no link",
+        f"server: {(question.server or ASSUMED_SERVER).name}, shared by {question.clients}",
+    ]
+    console.print(Text(f"{client.client}: {option.name}", style="bold"))
+    for fact in facts:
+        console.print(Text(fact, style="dim"), soft_wrap=True)
+    console.print(_sums(option.memory, option.times))
+    for reason in client.reasons:
+        console.print(Text(f"· {reason}"), soft_wrap=True)
+    console.print(Text(client.exposure, style="italic"), soft_wrap=True)
+    console.print(_candidates(question, option))
+
+
+def _sums(memory: Memory, times: Times) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", show_footer=True)
+    table.add_column("memory", "together")
+    table.add_column("", size(memory.total), justify="right")
+    table.add_column("time of a step", "together")
+    table.add_column("", duration(times.total), justify="right")
+    left = [(MEMORY[f.name], size(getattr(memory, f.name))) for f in fields(memory) if getattr(memory, f.name)]
+    right = [(TIME[f.name], duration(getattr(times, f.name))) for f in fields(times) if getattr(times, f.name)]
+    for index in range(max(len(left), len(right))):
+        table.add_row(*_at(left, index), *_at(right, index))
+    return table
+
+
+def _at(rows: Sequence[tuple[str, str]], index: int) -> tuple[str, str]:
+    return rows[index] if index < len(rows) else ("", "")
+
+
+def _candidates(question: Question, best: Option) -> Table:
+    options, _ = options_of(question)
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", title=f"{len(options)} candidates", title_justify="left")
+    for header in ("plan", "a step", "memory", ""):
+        table.add_column(header, justify="right" if header in ("a step", "memory") else "left")
+    for option in options[:SHOWN]:
+        note = "chosen" if option == best else "" if option.fits else f"lacks {size(option.short_bytes)}"
+        table.add_row(option.name, duration(option.times.total), size(option.memory.total), note)
+    if len(options) > SHOWN:
+        table.add_row("…", "", "", "")
+    return table
