@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from fedsplit import assets
 from fedsplit.config.run import Task
 from fedsplit.errors import ConfigError
 from fedsplit.split.checkpoint import Checkpoint, Stored, open_checkpoint
@@ -126,12 +127,14 @@ class Names:
 
 
 def open_base(path: str) -> Base:
-    """Open a local folder, or fetch config, tokenizer and safetensors of a hub id.
+    """Open a local folder, a model that ships (``pydoc-llama``, ``minilm``), or a hub id (config, tokenizer, weights).
 
     Raises ConfigError: nothing there, no safetensors, an unsupported family (names the supported ones), or a tensor
     whose shape contradicts the config (named).
     """
-    folder = Path(path).expanduser() if Path(path).expanduser().is_dir() else _download(path)
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        folder = assets.path(path) if path in assets.NAMES else _download(path)
     family = family_of(_model_type(folder), str(folder))
     try:
         config = AutoConfig.from_pretrained(folder)

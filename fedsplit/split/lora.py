@@ -26,7 +26,7 @@ from fedsplit.errors import ConfigError
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.split.base import Base
-from fedsplit.split.inject import TASK_TYPES, scaling, targets
+from fedsplit.split.inject import TASK_TYPES, saved, scaling, targets
 from fedsplit.split.segment import Segment
 
 SIDES = (
@@ -123,7 +123,7 @@ def save_peft(
         use_rslora=lora.rslora,
         target_modules=_targets(base, lora, sorted(ranks), task),
         rank_pattern={module: rank for module, rank in ranks.items() if rank != common},
-        modules_to_save=sorted({_owner(name, names.prefix) for name in head}) or None,
+        modules_to_save=sorted({saved(name, names.prefix) for name in head}) or None,
         task_type=TASK_TYPES[task],
         fan_in_fan_out=base.family.name == "gpt2",
         base_model_name_or_path=str(base.folder),
@@ -152,11 +152,6 @@ def _named(target: Any, module: str, factors: LowRank, scale: np.float32) -> dic
         a_RN = a_RN.reshape(a_RN.shape[0], *target.weight.shape[1:])
         b_MR = b_MR.reshape(*b_MR.shape, 1, 1)
     return {f"{module}.lora_A.weight": a_RN, f"{module}.lora_B.weight": b_MR}
-
-
-def _owner(name: str, prefix: str) -> str:
-    """The module that peft is to save in full for a head's parameter."""
-    return name.removeprefix(f"{prefix}.").partition(".")[0]
 
 
 def _leaf(value: Any, shape: tuple[int, ...], name: str, segment: Segment, rank_axis: int | None = None) -> Tensor:

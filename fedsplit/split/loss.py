@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedsplit.split.rows import Rows
 from fedsplit.split.streamed import SLAB_BYTES, StreamedMatrix
 
 IGNORED = -100
@@ -28,9 +29,18 @@ LOGITS_BYTES = 1 << 26
 """Above this size (f32) the logits of a micro-batch are computed in slices."""
 
 
-def shifted(labels_BT: Tensor) -> Tensor:
-    """Labels moved one place left, so that a position's label is the next token; the last has none."""
-    return F.pad(labels_BT, (0, 1), value=IGNORED)[..., 1:].contiguous()
+def shifted(labels_BT: Tensor, rows: Rows) -> Tensor:
+    """Labels moved one place left, so that a position's label is the next token; the last has none.
+
+    Padding predicts nothing: a sample's first token is nobody's label, on whichever side the padding is.
+    """
+    moved = F.pad(labels_BT, (0, 1), value=IGNORED)[..., 1:].contiguous()
+    return torch.where(rows.mask_BT.to(moved.device).bool(), moved, IGNORED) if any(rows.starts) else moved
+
+
+def label_tokens(labels_BT: Tensor, rows: Rows) -> int:
+    """Positions with a loss, given unshifted labels of a language model."""
+    return int((shifted(labels_BT, rows) != IGNORED).sum())
 
 
 def causal(logits_BTV: Tensor, shifted_BT: Tensor, label_tokens: int) -> Tensor:
@@ -42,8 +52,7 @@ def causal(logits_BTV: Tensor, shifted_BT: Tensor, label_tokens: int) -> Tensor:
 def pooled(logits_BC: Tensor, labels_B: Tensor, label_tokens: int, *, regression: bool) -> Tensor:
     """Cross-entropy of class ids, or squared error of values."""
     if regression:
-        values = labels_B.to(logits_BC.dtype).view(-1)
-        return F.mse_loss(logits_BC.view(-1), values, reduction="sum") / label_tokens
+        return F.mse_loss(logits_BC.view(-1), labels_B.float().view(-1), reduction="sum") / label_tokens
     return F.cross_entropy(logits_BC, labels_B.view(-1), reduction="sum") / label_tokens
 
 

@@ -24,7 +24,7 @@ from fedsplit.split.base import Base
 from fedsplit.split.families import Context
 from fedsplit.split.initial import draw
 from fedsplit.split.inject import inject
-from fedsplit.split.loader import materialise, trains
+from fedsplit.split.loader import canonical, materialise, trains
 from fedsplit.split.rows import Rows, unpack
 from fedsplit.split.span import EMBEDDING, HEAD, Span, part_of
 from fedsplit.split.streamed import StreamedLinear
@@ -75,7 +75,7 @@ def build(
     names = base.names(task, num_labels)
     model = base.skeleton(task, num_labels, attention)
     if lora is not None:
-        inject(model, base.family, task, lora, ranks)
+        inject(model, base, task, lora, ranks)
     _drop(model, base, names.prefix, span)
     if weights:
         materialise(base, model, names, dtype=kind, device=where, stream=map_embedding)
@@ -118,6 +118,7 @@ class _Slot:
     home: dict[str, Any]
     leaf: str
     shape: tuple[int, ...]
+    factor: bool
 
 
 class Segment:
@@ -248,7 +249,7 @@ class Segment:
         if labels.dim() == 1:
             # Zeros mean a token; padding must mean none.
             labels = (unpack(labels - losses.IGNORED, rows) + losses.IGNORED).to(torch.int64)
-        shifted_BT = losses.shifted(labels)
+        shifted_BT = losses.shifted(labels, rows)
         streamed = isinstance(self.model.lm_head, StreamedLinear) and not self._capped
         size = losses.slice_size(shifted_BT.numel(), int(self.base.config.vocab_size), chunk)
         if size is None and not streamed:
@@ -303,20 +304,21 @@ class Segment:
     def _bind(self, part: int, params: Mapping[str, Tensor]) -> None:
         """Put the caller's tensors into this part of the model. Their rank may differ from the model's."""
         for slot in self._slots.get(part, ()):
-            try:
-                slot.home[slot.leaf] = params[slot.name]
-            except KeyError:
-                raise InternalError(f"no tensor {slot.name} among the {len(params)} given") from None
+            value = params.get(slot.name)
+            if value is None:
+                raise InternalError(f"no tensor {slot.name} among the {len(params)} given")
+            # peft casts inputs to a factor's dtype by itself; a head must have the model's.
+            slot.home[slot.leaf] = value if slot.factor else value.to(self.dtype)
 
     def _find_slots(self) -> dict[int, list[_Slot]]:
         slots: dict[int, list[_Slot]] = {part: [] for part in (EMBEDDING, *range(self.span.lo, self.span.hi), HEAD)}
         family, names = self.base.family, self.base.names(self.task, self._num_labels())
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            if self.is_factor(name) or trains(family, names, name):
+            if self.is_factor(name) or trains(family, names, canonical(name)):
                 part = part_of(name, family, self.prefix)
                 owner, _, leaf = name.rpartition(".")
                 home = self.model.get_submodule(owner)._parameters
-                slots[part].append(_Slot(name, home, leaf, tuple(parameter.shape)))
+                slots[part].append(_Slot(name, home, leaf, tuple(parameter.shape), self.is_factor(name)))
         return slots
 
     def _num_labels(self) -> int | None:
