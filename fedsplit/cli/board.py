@@ -118,10 +118,12 @@ class Board:
         """Fold one event in."""
         match event:
             case Joined():
+                self._from_server = True  # a device does not announce itself
                 device = self._device(event.client)
                 device.topology, device.cut, device.gone = event.topology, event.cut, ""
                 self._arrived(event.client)
             case Left():
+                self._from_server = True
                 self._device(event.client).gone = event.reason or "left"
             case Waiting():
                 self._wait(event)

@@ -16,10 +16,12 @@ from fedsplit.cli import words
 from fedsplit.config.run import TrainSection
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.plan.types import ClientPlan, Estimate, Topology
-from fedsplit.train.selection import better
+from fedsplit.train.selection import HIGHER_IS_BETTER, better
 
 WIDTH = 100
 BAR = 30
+SHARES = frozenset({"accuracy", "macro_f1", "token_accuracy"})
+"""Metrics from 0 to 1, which a bar can show."""
 HERE, THERE = "green", "magenta"
 
 
@@ -83,26 +85,36 @@ def ask(question: str, *, yes: bool = False, console: Console | None = None) -> 
 
 
 def accuracy_table(rows: Sequence[AccuracyRow], metric: str = "accuracy", console: Console | None = None) -> None:
-    """Print each device's ``metric`` before, alone and together, with a bar of what training together added."""
+    """Print each device's ``metric`` before, alone and together, with a bar of what training together added.
+
+    The column ``alone`` is left out when nobody trained alone.
+    """
     console = console or Console(highlight=False)
+    alone = any(row.alone is not None for row in rows)
     table = Table(box=None, padding=(0, 2), header_style="dim", title=Text(metric, style="bold"), title_justify="left")
     table.add_column("device")
-    for name in ("before", "alone", "together"):
+    for name in ("before", "alone", "together") if alone else ("before", "after"):
         table.add_column(name, justify="right")
     table.add_column("")
     for row in rows:
-        wins = row.together is not None and row.alone is not None and better(metric, row.together, row.alone)
+        rival = row.alone if alone else row.before
+        wins = None not in (row.together, rival) and _beats(metric, row.together or 0.0, rival or 0.0)
+        values = (row.before, row.alone) if alone else (row.before,)
         together = Text(words.number(row.together), style="bold green" if wins else "bold")
-        bar = _gain(row) if metric == "accuracy" else Text()
-        table.add_row(Text(row.name, style="bold"), words.number(row.before), words.number(row.alone), together, bar)
+        bar = _gain(rival, row.together) if metric in SHARES else Text()
+        table.add_row(Text(row.name, style="bold"), *map(words.number, values), together, bar)
     console.print(Padding(table, (1, 0, 1, 1)))
 
 
-def _gain(row: AccuracyRow) -> Text:
-    """How far the device came alone, and what training together added; the full width is 1."""
-    alone, together = (round(BAR * min(1.0, max(0.0, value or 0.0))) for value in (row.alone, row.together))
-    bar = Text("━" * min(alone, together), style="dim")
-    bar.append("━" * max(0, together - alone), "bold green")
+def _beats(metric: str, new: float, old: float) -> bool:
+    return metric in HIGHER_IS_BETTER and better(metric, new, old)
+
+
+def _gain(before: float | None, after: float | None) -> Text:
+    """How far it was, and what came on top; the full width is 1."""
+    low, high = (round(BAR * min(1.0, max(0.0, value or 0.0))) for value in (before, after))
+    bar = Text("━" * min(low, high), style="dim")
+    bar.append("━" * max(0, high - low), "bold green")
     return bar
 
 

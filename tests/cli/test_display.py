@@ -390,6 +390,15 @@ def test_accuracy_table() -> None:
         ["pi", "0.070", "0.310", "0.634"],
         ["pc", "–", "0.400", "–"],
     ]
+    assert "alone" in text_of(shown)
+
+
+def test_accuracy_table_of_one_device() -> None:
+    shown = console(90)
+    accuracy_table([AccuracyRow("pi", 835.0, None, 2.9)], "perplexity", shown)
+    lines = [line.split() for line in text_of(shown).splitlines() if line.strip()]
+    assert lines == [["perplexity"], ["device", "before", "after"], ["pi", "835.0", "2.900"]]
+    accuracy_table([AccuracyRow("pi", 1.0, None, float("nan"))], "a metric of their own", shown)
 
 
 def test_ask_without_a_terminal_is_no(monkeypatch: pytest.MonkeyPatch) -> None:

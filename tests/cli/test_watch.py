@@ -1,0 +1,93 @@
+"""A watch sees what a process really takes: its peak, and whether it grows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fedsplit.cli.watch import Sample, Watch, growth, high_water, summary
+from fedsplit.errors import ConfigError
+
+MB = 1_000_000
+
+CHILD = """
+import sys, time
+print("ready", flush=True)
+sys.stdin.readline()
+burst = bytearray(b"x" * 80_000_000)
+del burst
+kept, each = [], int(sys.argv[1])
+for _ in range(60):
+    kept.append(bytearray(b"x" * each))
+    time.sleep(0.01)
+print("done", flush=True)
+sys.stdin.readline()
+"""
+
+
+def watched(each_bytes: int) -> Watch:
+    command = [sys.executable, "-c", CHILD, str(each_bytes)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        with Watch(child.pid, every_s=0.01) as watch:
+            child.stdin.write("\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == "done\n"
+        child.stdin.close()
+    return watch
+
+
+def test_a_process_that_grows() -> None:
+    usage = watched(1 * MB).usage()
+    assert usage.growth_bytes_per_s * usage.seconds > 30 * MB
+    assert usage.end_bytes - usage.start_bytes > 20 * MB
+
+
+def test_a_process_that_does_not() -> None:
+    usage = watched(10).usage()
+    assert abs(usage.growth_bytes_per_s) * usage.seconds < 1 * MB
+    assert usage.peak_bytes > usage.end_bytes + 60 * MB, "the burst at the start is the peak and no growth"
+
+
+def test_a_process_that_ends_while_watched() -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(0.2)"]
+    with subprocess.Popen(command) as child, Watch(child.pid, every_s=0.01) as watch:
+        child.wait(30)
+        watch._thread.join(10)
+        assert not watch._thread.is_alive()
+    assert watch.usage().end_bytes > 1 * MB
+
+
+def test_no_such_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait(30)
+    with pytest.raises(ConfigError, match=f"found no process {child.pid}"), Watch(child.pid):
+        pass
+
+
+def test_growth_is_not_moved_by_bursts() -> None:
+    samples = [Sample(float(t), 100 * MB + 1000 * t + (50 * MB if t in (40, 41, 90) else 0)) for t in range(100)]
+    assert growth(samples) == pytest.approx(1000, rel=0.05)
+    assert growth(samples[:1]) == 0.0
+    long = [Sample(t / 10, 7 * t) for t in range(10_000)]
+    assert growth(long) == pytest.approx(70)
+
+
+def test_settling_is_left_out() -> None:
+    samples = [Sample(float(t), MB * min(t, 20)) for t in range(200)]
+    usage = summary(samples, peak_bytes=30 * MB)
+    assert (usage.start_bytes, usage.end_bytes, usage.peak_bytes) == (20 * MB, 20 * MB, 30 * MB)
+    assert usage.growth_bytes_per_s == 0.0
+    assert summary([]).peak_bytes == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
+def test_high_water() -> None:
+    before = high_water(os.getpid())
+    assert before > 10 * MB
+    assert high_water(2**22 + 1) == 0
