@@ -135,4 +135,5 @@ def _say_what_next(data: str, clients: int, out: Path) -> None:
         typer.echo(f"to try it here, cut the data first: fedsplit partition {data} --clients {clients} --out clients")
         typer.echo(f"and name the pieces: fedsplit new --data clients --out {out} --force")
     typer.echo(f"host it:  fedsplit serve {out}")
-    typer.echo(f"all here: fedsplit simulate {out}")
+    if data and not Path(data).is_file():
+        typer.echo(f"all here: fedsplit simulate {out}")

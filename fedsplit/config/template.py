@@ -66,7 +66,7 @@ def _text(key: Key) -> str:
 
 
 def _comment(text: str) -> list[str]:
-    return [f"# {line}" for line in textwrap.wrap(text, _WIDTH)]
+    return [f"# {line}" for line in textwrap.wrap(text, _WIDTH, break_on_hyphens=False)]
 
 
 def _clients(clients: Sequence[Mapping[str, Any]]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from fedsplit.errors import ConfigError
+from fedsplit.errors import ConfigError, MissingExtra
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
@@ -35,7 +35,8 @@ def plain(messages: Sequence[Message], answer_next: bool, eos: str = "") -> str:
 def from_template(template: str, special: Mapping[str, str]) -> Render:
     """A renderer for a model's chat template; ``special`` holds ``bos_token``, ``eos_token`` and so on.
 
-    :raises ConfigError: without jinja2, or when the template is broken or refuses a conversation.
+    :raises MissingExtra: without jinja2.
+    :raises ConfigError: when the template is broken or refuses a conversation.
     """
     compiled = _compile(template)
 
@@ -58,8 +59,7 @@ def _compile(template: str) -> Any:
         sandbox = importlib.import_module("jinja2.sandbox")
         extensions = importlib.import_module("jinja2.ext")
     except ImportError:
-        fix = "install it with: pip install 'jinja2>=3.1.6'"
-        raise ConfigError(f"the model's chat template needs jinja2, which is not installed; {fix}") from None
+        raise MissingExtra("jinja2, which the model's chat template needs,", "data") from None
 
     class Generation(extensions.Extension):  # type: ignore[misc, name-defined]  # jinja2 is imported at run time
         """``{% generation %}`` marks answers for transformers; here its content simply stands."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedsplit.errors import DataError
+from fedsplit.errors import DataError, MissingExtra
 
 _SUFFIXES = (".parquet", ".arrow")
 _ROWS_AT_ONCE = 1024
@@ -28,7 +28,8 @@ def names_a_dataset(path: Path) -> bool:
 def rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file or folder; a batch of at most 1,024 is in memory at a time.
 
-    :raises DataError: without pyarrow, for a damaged file, or a folder of which several splits could be meant.
+    :raises MissingExtra: without pyarrow.
+    :raises DataError: for a damaged file, or a folder of which several splits could be meant.
     """
     for file in _chosen(path):
         reader = _parquet_batches(file) if file.suffix == ".parquet" else _arrow_batches(file)
@@ -80,8 +81,7 @@ def _pyarrow(module: str, file: Path) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        fix = "install it with: pip install pyarrow; or save the rows as JSONL"
-        raise DataError(f"reading {file.suffix[1:]} needs pyarrow, which is not installed; {fix}", str(file)) from None
+        raise MissingExtra(f"{file.name}: pyarrow, which reads {file.suffix[1:]} files,", "data") from None
 
 
 def _parquet_batches(file: Path) -> Iterator[Any]:

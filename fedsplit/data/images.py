@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsplit.errors import DataError
+from fedsplit.errors import DataError, MissingExtra
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm"}
 _NPZ_IMAGES, _NPZ_LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets")
@@ -127,7 +127,8 @@ def _npz(file: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
 def decode(source: Any, file: str, line: int) -> Pixels:
     """An image as uint8 (H, W, C): from an array, a path (relative to ``file``'s folder), or a datasets image cell.
 
-    :raises DataError: if it is absent or no image, or Pillow is not installed (only needed here).
+    :raises DataError: if it is absent or no image.
+    :raises MissingExtra: if Pillow is not installed; only needed here.
     """
     if isinstance(source, np.ndarray):
         return source
@@ -146,7 +147,7 @@ def _pillow(raw: bytes, file: str, line: int | None) -> Pixels:
     try:
         pillow = importlib.import_module("PIL.Image")
     except ImportError:
-        raise DataError("reading image files needs Pillow; install it with: pip install pillow", file, line) from None
+        raise MissingExtra("Pillow, which reads image files,", "data") from None
     try:
         with pillow.open(io.BytesIO(raw)) as image:
             return np.asarray(image.convert("RGB"))
