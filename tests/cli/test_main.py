@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -90,26 +89,23 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Verb, ...]:
     )
 
 
+def processor_seconds(code: str) -> float:
+    """The least of five runs, start of Python included. Processor time: the machine may be busy, the code must not be."""
+    timed = BLOCK_TORCH + "import atexit, time\natexit.register(lambda: print(time.process_time(), file=sys.stderr))\n"
+    return min(float(python(timed + code).stderr) for _ in range(5))
+
+
 def test_import_is_quick_and_needs_no_torch() -> None:
-    code = "import time; t = time.perf_counter(); import fedsplit; print(time.perf_counter() - t)"
-    seconds = min(float(python(BLOCK_TORCH + code).stdout) for _ in range(3))
-    assert seconds < 0.3
+    assert processor_seconds("import fedsplit") < 0.3
 
 
 def test_help_is_quick_and_needs_no_torch() -> None:
-    timings = []
-    for _ in range(3):
-        started = time.perf_counter()
-        shown = fedsplit("--help")
-        timings.append(time.perf_counter() - started)
-        assert shown.returncode == 0, shown.stderr
+    assert processor_seconds("from fedsplit.cli.main import run; run(['--help'])") < 0.3
+    shown = fedsplit("--help")
+    assert shown.returncode == 0, shown.stderr
     assert all(verb.name in shown.stdout for verb in VERBS)
-    # The fastest of three: the machine may be busy, the command must not be.
-    assert min(timings) < 0.6
-    loaded = python(
-        "import sys, fedsplit.cli.main; print(len(sys.modules), 'numpy' in sys.modules, 'zmq' in sys.modules)"
-    )
-    assert loaded.stdout.split()[1:] == ["False", "False"]
+    loaded = python("import sys, fedsplit.cli.main; print('numpy' in sys.modules, 'zmq' in sys.modules)")
+    assert loaded.stdout.split() == ["False", "False"]
 
 
 def test_version_and_python_m() -> None:
