@@ -88,7 +88,7 @@ def join(
             raise Refused("you did not agree; nothing of your data was sent")
         end.patience_s = offer.run.rounds.patience_s
         with Dealer(link, keys) as bulk:
-            base = _base(bulk, offer, model, kept.path, name, emit)
+            base = base_of(bulk, offer, model, kept.path, name, emit)
         feed = Feed.open(data, offer.run, base, name)
         if not feed.dataset.report.clean:
             emit(Note(client=name, text=str(feed.dataset.report), warning=True))
@@ -113,7 +113,7 @@ def host_name() -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", platform.node().split(".")[0]).strip("-._")[:64] or "device"
 
 
-def _base(bulk: Dealer, offer: Offer, model: str, folder: Path, name: str, emit: Emit) -> Base:
+def base_of(bulk: Dealer, offer: Offer, model: str, folder: Path, name: str, emit: Emit) -> Base:
     """The base model: what is here already if it is the same, else the parts that the plan needs, fetched."""
     if model:
         base = open_base(str(shipped.path(model)) if model in shipped.NAMES else model)

@@ -27,7 +27,9 @@ def join(
     profile: Annotated[str, typer.Option(help="A device profile (name or file) instead of this machine's.")] = "",
     device: Annotated[str, typer.Option(help="Where your layers run: cpu, cuda, cuda:1.")] = "cpu",
     state: Annotated[Path | None, typer.Option(help="Folder for keys and state; by default the platform's.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the final factors you hold in this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Keep the final factors in this file.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree without being asked (for services).")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an event instead of the view.")] = False,
 ) -> None:
@@ -85,5 +87,7 @@ def _report(joined: Joined) -> None:
     for metric in shared:
         row = AccuracyRow(joined.plan.client, result.before[metric], None, result.after[metric])
         accuracy_table([row], metric)
-    typer.echo(f"done: {result.reason}. Sent {joined.up_bytes / 1e6:,.1f} MB, received {joined.down_bytes / 1e6:,.1f} MB.")
+    typer.echo(
+        f"done: {result.reason}. Sent {joined.up_bytes / 1e6:,.1f} MB, received {joined.down_bytes / 1e6:,.1f} MB."
+    )
     typer.echo(f"The factors you hold are kept in {joined.folder}")

@@ -19,7 +19,12 @@ def serve(
     run_file: Annotated[Path, typer.Argument(help="The run file; make one with: fedsplit new")],
     device: Annotated[str, typer.Option(help="Where the body runs: cpu, cuda, cuda:1.")] = "cpu",
     gpu_memory: Annotated[str, typer.Option(help="Refuse before loading when more is needed, e.g. 20GB.")] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, if there is one.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
+    ] = False,
+    keep_open: Annotated[
+        bool, typer.Option("--keep-open", help="Train nothing; answer fedsplit predict until Ctrl-C.")
+    ] = False,
     host: Annotated[str, typer.Option(help="Listen on this address instead of server.host.")] = "",
     port: Annotated[int, typer.Option(help="Listen on this port instead of server.port; 0: any free one.")] = -1,
     link_file: Annotated[Path | None, typer.Option(help="Also write the join line to this file.")] = None,
@@ -35,7 +40,8 @@ def serve(
             run,
             device=device,
             memory_bytes=memory,
-            resume=resume,
+            resume=resume or keep_open,
+            keep_open=keep_open,
             emit=emit,
             ready=lambda link: _announce(link, link_file, emit),
         )

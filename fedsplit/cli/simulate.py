@@ -124,7 +124,8 @@ class Crew:
             env=environment,
         )
         self._children[name] = child
-        assert child.stdout is not None and child.stderr is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
         for target, stream in ((self._events, child.stdout), (self._complaints, child.stderr)):
             reader = threading.Thread(target=target, args=(name, stream), daemon=True)
             reader.start()

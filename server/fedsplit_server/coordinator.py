@@ -90,8 +90,10 @@ class Coordinator:
         now: float,
         era: int = 0,
         measured_before: bool = False,
+        keep_open: bool = False,
     ) -> None:
-        self.phase = Phase.LOBBY
+        self.phase = Phase.DONE if keep_open else Phase.LOBBY
+        self._keep_open = keep_open
         self.reason = ""
         self._run, self._rules, self._admission, self._roster = run, rules, admission, roster
         self._desk, self._inference, self._base, self._emit = desk, inference, base, emit
@@ -105,6 +107,8 @@ class Coordinator:
 
     @property
     def finished(self) -> bool:
+        if self._keep_open:
+            return False
         return self.phase is Phase.DONE and all(m.finished or not m.here for m in self._roster)
 
     # ---- messages ------------------------------------------------------------------------------------------------
@@ -261,7 +265,7 @@ class Coordinator:
                 return self._deadline(now)
             case Phase.MEASURE if self._measure is not None and now > self._measure.deadline_s:
                 return self._close_measure(now)
-            case Phase.DONE if now - self._since > FAREWELL_S:
+            case Phase.DONE if not self._keep_open and now - self._since > FAREWELL_S:
                 for member in self._roster:
                     member.here = False
         return self._probe(now)

@@ -13,7 +13,8 @@ from fedsplit.split.rows import unpack
 from fedsplit.split.tensors import from_wire, to_wire
 from fedsplit.train.batch import Batch, labels_from_wire
 from fedsplit.train.evaluate import score
-from fedsplit.wire import Packet
+from fedsplit.train.predict import at_last
+from fedsplit.wire import Packet, WireTensor
 from fedsplit.wire.messages import Forward, Hidden
 from fedsplit_server.desk import Out, Seat, key, rows_of, where
 
@@ -45,6 +46,10 @@ class Inference:
         reply = Hidden(**where(message), label_tokens=message.label_tokens)
         if not seat.labels_here:
             return Out(name, reply, {"h": to_wire(h_ND)})
+        if "labels" not in packet.tensors:
+            with torch.no_grad():
+                found = self._engine.segment.logits(job.rows, unpack(h_ND, job.rows), self._params)
+            return Out(name, reply, {"logits": WireTensor.of(at_last(self._task, job.rows, found))})
         sent = from_wire(packet.tensors["labels"], self._engine.device)
         labels = labels_from_wire(self._task, sent, job.rows)
         batch = Batch(job.rows, labels, message.label_tokens)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsplit import assets as shipped
 from fedsplit.config.load import dumps
 from fedsplit.config.run import RunFile
 from fedsplit.devices.profile import DeviceProfile
@@ -26,6 +25,7 @@ from fedsplit.split.loader import tensors_for
 from fedsplit.split.segment import Span, build
 from fedsplit.state.rundir import RunDir
 from fedsplit.train.copies import Copies
+from fedsplit.train.exported import model_folder
 from fedsplit.train.start import first_state
 from fedsplit.wire import WireTensor
 from fedsplit.wire.ends import Incoming, ServerEnd
@@ -68,11 +68,13 @@ def serve(
     device: str = "cpu",
     memory_bytes: int = 0,
     resume: bool = False,
+    keep_open: bool = False,
     emit: Emit = silent,
     ready: Callable[[str], None] = lambda link: None,
 ) -> Served:
     """Host a run until it is done. ``ready`` gets the join line once the port is open.
 
+    ``keep_open``: train nothing, answer ``fedsplit predict`` with the run's best adapter until interrupted.
     ``memory_bytes`` > 0 refuses a body that is larger, before anything is loaded.
 
     :raises ConfigError: the run file, the model or the folder is wrong. :raises LinkError: the port is taken.
@@ -95,17 +97,12 @@ def serve(
         files = Assets(base, run.model, folder.path / "segments")
         # Above every era of an earlier start: replies to requests from before a crash are never taken for new ones.
         era = int(time.time()) << 12
-        server = _Server(run, base, engine, keeper, files, gateway, keys.invite.hex(), emit, era)
+        server = _Server(run, base, engine, keeper, files, gateway, keys.invite.hex(), emit, era, keep_open)
         host, port = gateway.address
         ready(str(keys.link(run.server.public_host or host, port) if run.server.curve else _open_link(host, port)))
         server.loop()
         state, metrics = keeper.best()
         return Served(folder.path, server.coordinator.reason, state.round, metrics, digest(state.adapter, state.head))
-
-
-def model_folder(path: str) -> str:
-    """A shipped name becomes its folder; everything else is a folder or a hub id already."""
-    return str(shipped.path(path)) if path in shipped.NAMES else path
 
 
 class _Server:
@@ -122,6 +119,7 @@ class _Server:
         invite: str,
         emit: Emit,
         era: int,
+        keep_open: bool,
     ) -> None:
         self._gateway, self._files, self._emit = gateway, files, emit
         self._roster = Roster()
@@ -146,6 +144,7 @@ class _Server:
             now=time.monotonic(),
             era=era,
             measured_before=keeper.measured_before,
+            keep_open=keep_open,
         )
 
     def loop(self) -> None:

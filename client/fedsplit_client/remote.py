@@ -1,0 +1,124 @@
+"""Predicting through the split: the parts this device holds here, the body at a server that keeps a run open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsplit.devices.profile import DeviceProfile
+from fedsplit.errors import LinkError
+from fedsplit.events import Emit, silent
+from fedsplit.split.rows import Rows, pack, unpack
+from fedsplit.split.tensors import from_wire, to_wire
+from fedsplit.state.personal import Personal
+from fedsplit.train.part import ClientPart
+from fedsplit.train.predict import Predictor, last_logits
+from fedsplit.train.step import At
+from fedsplit.train.tokenizer import load_tokenizer
+from fedsplit.wire.link import JoinLink
+from fedsplit.wire.messages import DataSummary, Finish, Forward, Hidden
+from fedsplit_client.dealer import Dealer
+from fedsplit_client.join import base_of, host_name
+from fedsplit_client.keys import load_keys
+from fedsplit_client.line import Interrupt, ServerLine
+from fedsplit_client.probe import this_device
+from fedsplit_client.session import Offer, Session
+from fedsplit_client.worker import factors
+
+
+@contextmanager
+def remote_predictor(
+    link: str,
+    *,
+    name: str = "",
+    topology: str = "",
+    model: str = "",
+    profile: DeviceProfile | None = None,
+    device: str = "cpu",
+    state: str | Path | None = None,
+    emit: Emit = silent,
+) -> Iterator[Predictor]:
+    """A predictor whose body is at the server (``fedsplit serve RUN.toml --resume --keep-open``).
+
+    :raises LinkError: nobody there, or the run is still training.
+    """
+    parsed, name = JoinLink.parse(link), name or host_name()
+    personal = Personal(state)
+    keys = load_keys(personal.keys)
+    with ExitStack() as stack:
+        end = stack.enter_context(Dealer(parsed, keys))
+        session = Session(end, parsed, name, profile or this_device(emit=emit), topology, emit)
+        offer = session.hello()
+        kept = personal.run(offer.run.run.name, server=parsed.server_key.hex() or parsed.endpoint, client=name)
+        with Dealer(parsed, keys) as bulk:
+            base = base_of(bulk, offer, model, kept.path, name, emit)
+        part = ClientPart(base, offer.plan, offer.run, device)
+        line = ServerLine(end, server=parsed.endpoint, patience_s=60.0, emit=emit)
+        session.accept(offer, DataSummary(train_examples=0))
+        answer = line.next(30.0)
+        if not isinstance(answer.message, Finish):
+            raise LinkError(f"{parsed.endpoint} is still training; ask again when the run is done")
+        part.load(*factors(answer))
+        remote = _Remote(part, line, offer, name)
+        section = offer.run.model
+        encode = load_tokenizer(base.folder)
+        yield Predictor(section.task, section.labels, section.max_length, encode, remote.logits)
+
+
+class _Remote:
+    """One request after the other; ``micro`` numbers them."""
+
+    def __init__(self, part: ClientPart, line: ServerLine, offer: Offer, name: str) -> None:
+        self._part, self._line, self._offer, self._name = part, line, offer, name
+        self._asked = 0
+
+    def logits(self, rows: Rows) -> NDArray[np.float32]:
+        part = self._part
+        with torch.no_grad():
+            h_BTD = part.front(rows)
+            if not part.split:
+                return last_logits(part, rows, h_BTD)
+            answer = self._ask(rows, h_BTD)
+            if part.labels_leave:
+                found: NDArray[Any] = answer["logits"].numpy()
+                return found
+            beyond = part.last.run(rows, unpack(answer["h"], rows), part.params)
+            return last_logits(part, rows, beyond)
+
+    def _ask(self, rows: Rows, h_BTD: Tensor) -> dict[str, Tensor]:
+        cut = self._part.plan.cut
+        self._asked += 1
+        at = At(
+            run=self._offer.run.run.name,
+            client=self._name,
+            round=-1,
+            era=0,
+            step=0,
+            first_step=0,
+            base_version=0,
+            adapter_version=0,
+            cut=(cut.c1, cut.c2),
+        )
+        message = Forward(
+            **at.fields(micro=self._asked),
+            lengths=rows.lengths,
+            starts=rows.starts,
+            width=rows.width,
+            label_tokens=0,
+            train=False,
+        )
+        self._line.send(message, {"h": to_wire(pack(h_BTD, rows))})
+        while True:
+            try:
+                packet = self._line.receive()
+            except Interrupt:
+                continue
+            if isinstance(packet.message, Hidden) and packet.message.micro == self._asked:
+                return {name: from_wire(tensor, self._part.device) for name, tensor in packet.tensors.items()}
