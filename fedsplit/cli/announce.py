@@ -42,6 +42,8 @@ class Announcer:
                 return self.flush()
             case Joined():
                 return [*self.flush(), Line(words.joined(event.client, event.topology, event.cut))]
+            case Left(reason=words.FINISHED):
+                return self.flush()
             case Left():
                 reason = f": {event.reason}" if event.reason else ""
                 return [*self.flush(), Line(f"{event.client} left{reason}", "warning")]

@@ -116,7 +116,8 @@ class Display:
                 self.console.print(Text(line.text), soft_wrap=True)
             elif self.mode == "live":
                 mark, style = MARKS[line.kind]
-                self.console.print(Text.assemble((" " + mark, style), line.text))
+                # soft_wrap: a long line stays one line to copy, the join line above all.
+                self.console.print(Text.assemble((" " + mark, style), line.text), soft_wrap=True)
 
     def _render(self) -> Frame:
         return self._frame

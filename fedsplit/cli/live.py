@@ -109,7 +109,7 @@ class Frame:
 
     def _row(self, device: Device, wide: bool, medium: bool, roomy: bool) -> list[RenderableType]:
         if device.gone:
-            state: RenderableType = Text(device.gone, style="yellow", no_wrap=True, overflow="ellipsis")
+            state: RenderableType = Text(device.gone, style=_mood(device), no_wrap=True, overflow="ellipsis")
             count = Text()
         else:
             state = ProgressBar(
@@ -159,6 +159,10 @@ class Frame:
         left = None if wait.deadline_s is None else wait.deadline_s - waited
         text = words.waits([name for name in waiters if name], wait.on, wait.what, waited, left)
         return Text(f" {text}", style="yellow" if waited > LONG_S else QUIET, no_wrap=True, overflow="ellipsis")
+
+
+def _mood(device: Device) -> str:
+    return "green" if device.gone == words.FINISHED else "yellow"
 
 
 def _transfer(transfer: Transfer, board: Board, width: int) -> list[RenderableType]:

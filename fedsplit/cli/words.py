@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from fedsplit.cli.board import Round, headline
 
+FINISHED = "finished"
+"""The reason with which a device leaves when all is done."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 

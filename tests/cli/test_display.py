@@ -114,6 +114,15 @@ def test_rounds_that_went_wrong() -> None:
     ]
 
 
+def test_the_end_of_a_run_is_no_news() -> None:
+    shown = console()
+    with Display("plain", console=shown) as emit:
+        emit(RoundStarted(round=0, rounds=1, clients=("pi",)))
+        emit(RoundClosed(round=0, arrived=("pi",), late=(), seconds=1, committed=True))
+        emit(Left(client="pi", reason="finished"))
+    assert text_of(shown) == "round 1/1  1.0 s\n"
+
+
 def test_a_device_on_its_own() -> None:
     """A device's process hears of nobody else; its rounds end with its own last step."""
     shown = console()
