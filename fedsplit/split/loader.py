@@ -92,6 +92,9 @@ def materialise(
         owner, _, leaf = path.rpartition(".")
         model.get_submodule(owner)._parameters[leaf] = load(base, base.checkpoint.tensors[stored], dtype, device)
     _buffers(model, device)
+    waiting = {path for path, p in model.named_parameters() if p.is_meta}
+    if left := [path for path in waiting if ".lora_" not in path and not trains(base.family, names, canonical(path))]:
+        raise InternalError(f"parameter {left[0]} was never loaded")
 
 
 def canonical(path: str) -> str:
