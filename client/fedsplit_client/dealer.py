@@ -66,7 +66,9 @@ class Dealer:
         self.reconnected = False
         self.up_bytes = 0
         self.down_bytes = 0
-        self._link, self._limits, self._patience_s = link, limits or Limits(), patience_s
+        self.patience_s = patience_s
+        """May be changed once the run file is known."""
+        self._link, self._limits = link, limits or Limits()
         ipv6 = _is_ipv6_only(link)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -213,7 +215,7 @@ class Dealer:
             return False
         until = deadline
         if not self._monitor.up:
-            give_up_at = self._monitor.since + self._patience_s
+            give_up_at = self._monitor.since + self.patience_s
             if now >= give_up_at:
                 raise self._trouble()
             # In slices, because a connection that ZeroMQ gave up makes no more events.

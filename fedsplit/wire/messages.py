@@ -211,7 +211,7 @@ class Forward(Exchange, tag="forward", frozen=True, kw_only=True):
     starts: tuple[Count, ...]
     width: Count
     label_tokens: Count
-    micros: Annotated[int, Meta(ge=1)] = 1
+    micros: Annotated[int, Meta(ge=1, le=65_536)] = 1
     train: bool = True
     """False: evaluation or prediction with the global adapter; nothing is kept, no Backward follows."""
 
