@@ -150,10 +150,11 @@ def _longest_first(first: int, second: int, total: int) -> tuple[int, int]:
     """How much of each text stays when the longer one always loses the next token."""
     if first + second <= total:
         return first, second
-    half = total // 2
-    if min(first, second) <= half:
-        return (total - second, second) if second < first else (first, total - first)
-    return total - half, half
+    # The same arithmetic as the tokenizers library, whose rounding favours the longer text, of equals the second.
+    short, half = min(first, second), total // 2
+    if short > total - short:
+        return (total - half, half) if first > second else (half, total - half)
+    return (total - second, second) if second < first else (first, total - first)
 
 
 def load(folder: str | Path) -> Tokenizer:
@@ -217,9 +218,10 @@ def _template(model: Path, config: Mapping[str, Any]) -> str | None:
 def _as_llama(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
     """transformers 5 rebuilds tokenizers of this class with a pre-tokenizer in place of the normalizer.
 
-    The two differ where special tokens or spaces stand at the beginning, and only one of them is what AutoTokenizer
-    gives.
+    The two differ where special tokens or spaces stand at the beginning and on characters that the vocabulary lacks,
+    and only one of them is what AutoTokenizer gives.
     """
+    backend.model.unk_token = None
     scheme = "never" if config.get("add_prefix_space") is False else "always" if config.get("legacy") else "first"
     backend.normalizer = None
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
