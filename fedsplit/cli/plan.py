@@ -93,6 +93,7 @@ def _from_hub(name: str, folder: Path) -> Path:
     try:
         from huggingface_hub import hf_hub_download
 
+        typer.echo(f"asking the hub for the config.json of {name}", err=True)
         return Path(hf_hub_download(name, "config.json"))
     except Exception as error:
         # The hub's client raises a dozen kinds of errors; for the reader they are one: the model is not to be had.

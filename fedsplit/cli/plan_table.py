@@ -24,7 +24,7 @@ SEES = {
     Topology.LOCAL: "adapter only",
     Topology.U: "activations",
     Topology.V: "activations, labels",
-    Topology.W: "the input itself",
+    Topology.W: "the input",
 }
 """What the server learns, in a word; the sentence is in the plan."""
 
@@ -61,7 +61,7 @@ def print_plan(plan: Plan, asked: Mapping[str, Question], console: Console | Non
     shown = [header for header in rows[0] if header not in hidden]
     for header in shown:
         left = header in ("client", "plan", "server sees", "limited by")
-        table.add_column(header, justify="left" if left else "right", no_wrap=header in ("client", "plan"))
+        table.add_column(header, justify="left" if left else "right", no_wrap=header in ("client", "plan", "memory"))
     for row in rows:
         table.add_row(*(row[header] for header in shown))
     console.print(table)

@@ -125,7 +125,7 @@ def _gpt2(config: Config, task: str, labels: int) -> ModelCard:
         vocab=V, max_tokens=positions, tokens=0, tied=tied, num_labels=labels, linears=linears,
         default_targets=("c_attn",), layer_prefix="transformer.h", layer_params=params,
         embedding_params=(V + positions) * D, embedding_macs=0, norm_params=2 * D, head_params=own, head_macs=macs,
-        kept=Kept(ffn=ffn, hidden=2, statistics=4),
+        kept=Kept(ffn=ffn, copies=2, statistics=4),
         attention_dropout=float(config.get("attn_pdrop", 0.1)), hidden_dropout=float(config.get("resid_pdrop", 0.1)),
         stored_bits=_stored_bits(config),
     )  # fmt: skip

@@ -3,15 +3,15 @@
     weights   = layers held · P_l · bytes                      frozen, in the compute dtype
     embedding = its tables; head = what it does not share with them
     adapters  = state_bytes · θ                                fp32 weight 4 + gradient 4 + moments (AdamW 8)
-    acts      = N · bytes · Σ_{l ≥ l_min} (kept_l + lora_l)    l_min: the lowest layer of the segment that trains;
+    acts      = N · bytes · Σ_{l ≥ l_min} (kept_l + lora_l)    l_min: the lowest layer of the model that trains;
                                                                the front's times the micro-batches in flight
     logits    = chunk · V · (bytes + 4 + 4)                    N when the loss is not cut into slices
     wire      = crossings · N · D · bytes
 
 Derivation: backprop walks through every layer above the lowest trainable parameter, adapted or not, and each of them
-keeps its inputs (``ModelCard.kept_elements``). The front keeps nothing when nothing in it trains; the tail always
-does, because the gradient has to come back to its input. Checked against saved-tensor hooks and the worked example of
-docs/planner.md. Sizes in bytes; N = tokens of one micro-batch, D hidden, V vocabulary.
+keeps its inputs (``ModelCard.kept_elements``): a front in which nothing trains keeps nothing, a tail above a training
+body always does. Checked against saved-tensor hooks and the worked example of docs/planner.md. Sizes in bytes;
+N = tokens of one micro-batch, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def client_memory(work: Work, topology: Topology, cut: Cut, runtime: int = 0) ->
     has_head = topology is not Topology.V
     own_head = card.head_params + card.norm_params if has_head else 0
     return Memory(
-        weights=(len(front) + len(tail)) * card.layer_params * work.width_bytes,
+        weights=(len(front) + len(tail)) * work.layer_bytes,
         embedding=card.embedding_params * work.width_bytes,
         head=own_head * work.width_bytes,
         adapters=work.state_bytes * trained_params(work, topology, cut),
         acts_front=waiting * activations(work, front),
         acts_tail=activations(work, tail),
         logits=logits(work) if has_head else 0,
-        wire=crossings(topology, cut, card.num_layers) * work.peak_tokens * card.hidden * work.width_bytes,
+        wire=crossings(work, topology, cut) * work.peak_tokens * card.hidden * work.width_bytes,
         runtime=runtime,
     )
 
@@ -76,12 +76,12 @@ def server_memory(work: Work, topology: Topology, cut: Cut, runtime: int = 0) ->
     theta = work.adapter_params[layers.stop] - work.adapter_params[layers.start]
     theta += card.head_params if heads and work.trains_head else 0
     return Memory(
-        weights=len(layers) * card.layer_params * work.width_bytes,
+        weights=len(layers) * work.layer_bytes,
         head=(card.head_params + card.norm_params + tied) * work.width_bytes if heads else 0,
         adapters=work.state_bytes * theta,
         acts_tail=activations(work, layers),
         logits=logits(work) if heads else 0,
-        wire=crossings(topology, cut, card.num_layers) * work.peak_tokens * card.hidden * work.width_bytes,
+        wire=crossings(work, topology, cut) * work.peak_tokens * card.hidden * work.width_bytes,
         runtime=runtime,
     )
 
@@ -102,10 +102,11 @@ def trained_params(work: Work, topology: Topology, cut: Cut) -> int:
 
 def activations(work: Work, layers: range) -> int:
     """Bytes that a segment keeps for backward between its forward and its backward pass."""
-    if not layers:
+    start = max(layers.start, work.lowest)
+    if start >= layers.stop:
         return 0
-    lora = work.adapter_kept[layers.stop] - work.adapter_kept[layers.start]
-    return round(work.peak_tokens * work.width_bytes * (len(layers) * work.kept + lora))
+    lora = work.adapter_kept[layers.stop] - work.adapter_kept[start]
+    return round(work.peak_tokens * work.width_bytes * ((layers.stop - start) * work.kept + lora))
 
 
 def logits(work: Work) -> int:
@@ -116,11 +117,11 @@ def logits(work: Work) -> int:
     return work.rows * work.card.num_labels * (work.width_bytes + 8)
 
 
-def crossings(topology: Topology, cut: Cut, num_layers: int) -> int:
+def crossings(work: Work, topology: Topology, cut: Cut) -> int:
     """How often a micro-batch's hidden states or gradients cross the wire; the front's gradient only if it trains."""
     if topology is Topology.LOCAL:
         return 0
-    back = 1 if cut.c1 else 0
+    back = 1 if work.lowest < cut.c1 else 0
     return (1 if topology is Topology.V else 3) + back
 
 

@@ -27,13 +27,14 @@ class Linear(Struct, frozen=True, array_like=True):
 class Kept(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one frozen layer keeps for backward, per token, in elements (see ``ModelCard.kept_elements``).
 
-    ``hidden``: tensors of width D beside the norms; ``ffn``: tensors of width F; ``norms``: normalisations of width D,
-    of which ``upcast`` (RMSNorm) keep a float32 copy in half precision; ``statistics``: scalars they keep;
-    ``qk_norm``: query and key are normalised too; ``masked``: an additive mask is kept when rows are padded.
+    ``ffn``: tensors of width F; ``copies``: tensors of width D that the fused attention copies out of a joint
+    projection; ``norms``: normalisations of width D, which with ``upcast`` (RMSNorm) are float32 in half precision;
+    ``statistics``: scalars they keep; ``qk_norm``: query and key are normalised too; ``masked``: an additive mask is
+    kept when rows are padded.
     """
 
-    hidden: float = 0.0
     ffn: float
+    copies: float = 0.0
     norms: int = 2
     upcast: bool = False
     statistics: int = 2
@@ -108,7 +109,7 @@ class ModelCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """
         kept, wide = self.kept, 2 if half else 1
         width, kv = self.attention_width, self.kv_heads * self.head_dim
-        total = kept.ffn * self.ffn + kept.hidden * self.hidden
+        total = kept.ffn * self.ffn + kept.copies * self.hidden
         total += kept.norms * (self.hidden * (wide if kept.upcast else 1) + kept.statistics / 2 * wide)
         total += 2 * width + 2 * (width if padded else kv)
         if kept.qk_norm:
@@ -116,7 +117,7 @@ class ModelCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if training and self.hidden_dropout:
             total += 2 * self.hidden
         if training and self.attention_dropout:
-            return total + 3 * self.heads * tokens - width
+            return total + 3 * self.heads * tokens - width - kept.copies * self.hidden
         return total + self.heads * wide + (tokens if padded and kept.masked else 0)
 
     def adapted(self, targets: Sequence[str], layer: int) -> tuple[Linear, ...]:

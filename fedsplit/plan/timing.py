@@ -2,8 +2,9 @@
 
 A layer with P weights takes 2·P + 4·T·W multiplications-and-additions a token forward (W = attention width, scores and
 values, not halved for causality), and backward through frozen weights as much for the projections and twice as much
-for the attention: only input gradients are formed. LoRA adds 2·R·(M + N) forward and twice that backward.
-Seconds are max(operations / speed, bytes of weights / memory bandwidth) + the layer's fixed overhead.
+for the attention: only input gradients are formed, and none below the lowest layer that trains. LoRA adds 2·R·(M + N)
+forward and twice that backward. Seconds are max(operations / speed, bytes of weights / memory bandwidth) + the layer's
+fixed overhead.
 
     u: front →, h1 up, body →, h2 down, tail → ←, g2 up, ← body, g1 down, ← front
     v: front →, h1 up, body and tail → ←, g1 down, ← front
@@ -67,7 +68,7 @@ def step_times(
         return Times(device=mine / slower)
     up, down = traffic(work, topology, cut)
     link = device.link or ASSUMED_LINK
-    messages = crossings(topology, cut, card.num_layers) * work.micro_batches + 2
+    messages = crossings(work, topology, cut) * work.micro_batches + 2
     return Times(
         device=mine / slower,
         up=up / link.up_bps,
@@ -90,10 +91,11 @@ def layers_s(work: Work, layers: range, device: DeviceProfile) -> float:
     lora = work.adapter_params[layers.stop] - work.adapter_params[layers.start]
     attention = 4 * work.typical * card.attention_width
     forward = len(layers) * (2 * card.macs + attention) + 2 * lora
-    backward = len(layers) * (2 * card.macs + 2 * attention) + 4 * lora
-    read = len(layers) * card.layer_params * work.width_bytes / device.memory_bandwidth_bps * work.micro_batches
-    fixed = 2 * len(layers) * work.micro_batches * device.layer_overhead_s
-    return max(forward * tokens / flops, read) + max(backward * tokens / flops, read) + fixed
+    back = max(0, layers.stop - max(layers.start, work.lowest))
+    backward = back * (2 * card.macs + 2 * attention) + 4 * lora
+    read = work.layer_bytes / device.memory_bandwidth_bps * work.micro_batches
+    fixed = (len(layers) + back) * work.micro_batches * device.layer_overhead_s
+    return max(forward * tokens / flops, len(layers) * read) + max(backward * tokens / flops, back * read) + fixed
 
 
 def embedding_s(work: Work, device: DeviceProfile) -> float:
@@ -112,7 +114,7 @@ def traffic(work: Work, topology: Topology, cut: Cut) -> tuple[int, int]:
     if topology is Topology.LOCAL:
         return 0, 0
     crossing = round(work.batch * work.valid * work.card.hidden * work.width_bytes)
-    back = crossing if cut.c1 else 0
+    back = crossing if work.lowest < cut.c1 else 0
     if topology is Topology.V:
         labels = work.valid if work.card.task == "causal-lm" else 1
         return crossing + round(8 * work.batch * labels), back

@@ -38,7 +38,9 @@ class DataLike(Protocol):
 class Work:
     """One client's step. ``tokens``: longest padded row (memory); ``typical``: usual padded row (time); ``valid``:
     mean tokens of a row without padding (wire). ``state_bytes``: bytes a trained scalar costs in weights, gradient and
-    optimiser. ``chunk``: tokens of one loss slice, 0: the whole micro-batch at once."""
+    optimiser. ``bits``: of a layer's frozen weights, 0: those of the compute dtype. ``chunk``: tokens of one loss
+    slice, 0: the whole micro-batch at once. ``measured_kept``: what was measured instead of the closed forms, in
+    elements a token: (one frozen layer, the adapters of one layer)."""
 
     card: ModelCard
     batch: int
@@ -50,16 +52,23 @@ class Work:
     targets: tuple[str, ...] = ()
     lora_dropout: float = 0.0
     dtype: str = "float32"
+    bits: int = 0
     half_adapters: bool = False
     state_bytes: int = 16
     trains_head: bool = False
     padded: bool = True
     chunk: int = 0
+    measured_kept: tuple[float, float] | None = None
 
     @property
     def width_bytes(self) -> int:
         """Bytes of one element of the model's compute dtype, also on the wire (raw codec)."""
         return DTYPE_BYTES[self.dtype]
+
+    @property
+    def layer_bytes(self) -> int:
+        """Frozen weights of one layer."""
+        return self.card.layer_params * (self.bits or 8 * self.width_bytes) // 8
 
     @property
     def rows(self) -> int:
@@ -77,6 +86,12 @@ class Work:
         return _prefix((lora_params(self._adapted(layer), self.rank) for layer in range(self.card.num_layers)), 0)
 
     @cached_property
+    def lowest(self) -> int:
+        """The lowest layer that trains: nothing is kept for backward, and no gradient travels, below it."""
+        sums = self.adapter_params
+        return next((layer for layer in range(self.card.num_layers) if sums[layer + 1] > sums[layer]), len(sums) - 1)
+
+    @cached_property
     def adapter_kept(self) -> tuple[float, ...]:
         """Prefix sums over layers: elements a token that the adapters keep for backward beside the frozen layer."""
         return _prefix((self._kept(self._adapted(layer)) for layer in range(self.card.num_layers)), 0.0)
@@ -84,6 +99,8 @@ class Work:
     @cached_property
     def kept(self) -> float:
         """Elements a token that one frozen layer keeps for backward."""
+        if self.measured_kept:
+            return self.measured_kept[0]
         half = self.dtype != "float32"
         return self.card.kept_elements(self.tokens, half=half, padded=self.padded)
 
@@ -92,6 +109,8 @@ class Work:
 
     def _kept(self, linears: Sequence[Linear]) -> float:
         """Elements of the model's dtype; float32 adapters on a 16-bit base cast their input and so keep it twice."""
+        if self.measured_kept:
+            return self.measured_kept[1] if linears else 0.0
         mixed = self.dtype != "float32" and not self.half_adapters
         ranks = self.rank * len(linears) * (2 if mixed else 1)
         if self.lora_dropout:
