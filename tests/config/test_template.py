@@ -71,5 +71,7 @@ def test_the_run_schema_knows_words_and_meanings() -> None:
 
 def test_the_reference_page_is_up_to_date() -> None:
     text = (DOCS / "run-file.md").read_text(encoding="utf-8")
-    between = text.split("<!-- keys: made by fedsplit.config.describe.markdown -->\n")[1].split("<!-- end of keys -->")[0]
+    between = text.split("<!-- keys: made by fedsplit.config.describe.markdown -->\n")[1].split("<!-- end of keys -->")[
+        0
+    ]
     assert between.strip() == markdown().strip(), "paste the output of fedsplit.config.describe.markdown()"

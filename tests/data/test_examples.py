@@ -265,6 +265,9 @@ def test_real_rows_decode_to_what_was_read(shared: Path) -> None:
     example = data.held_out[0]
     assert isinstance(example.labels, tuple)
     answer = encode.decode([one for one in example.labels if one != IGNORED])
-    assert answer == "The coffee shop Blue Spice is based near Crowne Plaza Hotel and has a high customer rating of 5 out of 5."
+    assert (
+        answer
+        == "The coffee shop Blue Spice is based near Crowne Plaza Hotel and has a high customer rating of 5 out of 5."
+    )
     assert encode.decode(example.ids).startswith("name[Blue Spice], eatType[coffee shop]")
     assert example.ids[-1] == encode.eos_id

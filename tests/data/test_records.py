@@ -12,7 +12,11 @@ import pytest
 from fedsplit.data.records import describe, records
 from fedsplit.errors import DataError
 
-ROWS = [{"text": "one, two", "label": "a"}, {"text": 'say "hi"', "label": "b"}, {"text": "drei – ünïcode", "label": "a"}]
+ROWS = [
+    {"text": "one, two", "label": "a"},
+    {"text": 'say "hi"', "label": "b"},
+    {"text": "drei – ünïcode", "label": "a"},
+]
 
 
 def fields(path: Path) -> list[dict[str, Any]]:
@@ -99,11 +103,10 @@ def test_a_damaged_gzip_file_gives_its_good_rows_first(tmp_path: Path) -> None:
     whole = gzip.compress(text.encode())
     file = tmp_path / "a.jsonl.gz"
     file.write_bytes(whole[: len(whole) // 2])
-    seen = 0
+    seen: list[int] = []
     with pytest.raises(DataError, match="gzip file is damaged"):
-        for _ in records(file):
-            seen += 1
-    assert seen > 1000
+        seen.extend(record.line for record in records(file))
+    assert len(seen) > 1000
     file.write_bytes(b"plain")
     with pytest.raises(DataError, match="gzip file is damaged"):
         fields(file)

@@ -42,7 +42,7 @@ def test_templates_over_columns(tmp_path: Path) -> None:
     data = [{"title": "Rio {x}", "genres": ["Comedy", "Western"], "rating": 9}]
     row = rows(tmp_path, data, "regression", text="{title}: {genres}", label="rating")[0]
     assert (row.text, row.label) == ("Rio {x}: Comedy, Western", 9.0)
-    with pytest.raises(DataError, match='expected "titel".*did you mean "title"'):
+    with pytest.raises(DataError, match=r'expected "titel".*did you mean "title"'):
         rows(tmp_path, data, "regression", text="{titel}", label="rating")
 
 
@@ -84,7 +84,11 @@ def test_labels_out_of_range(tmp_path: Path, value: object, words: str) -> None:
 @pytest.mark.parametrize(
     ("data", "task", "words"),
     [
-        ([{"body_text": "x"}], "causal-lm", r'found the columns body_text; expected one of text, .*\[data\] text = "…"'),
+        (
+            [{"body_text": "x"}],
+            "causal-lm",
+            r'found the columns body_text; expected one of text, .*\[data\] text = "…"',
+        ),
         ([{"text": ""}], "causal-lm", "empty text"),
         ([{"text": None}], "causal-lm", "found None; expected a text"),
         ([{"text": 3}], "causal-lm", "found 3; expected a text"),
@@ -104,5 +108,5 @@ def test_rows_that_are_refused(tmp_path: Path, data: list[dict[str, Any]], task:
 
 
 def test_a_named_column_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match='expected "txt", which .data. text names; did you mean "text"'):
+    with pytest.raises(DataError, match=r'expected "txt", which .data. text names; did you mean "text"'):
         rows(tmp_path, [{"text": "x"}], text="txt")

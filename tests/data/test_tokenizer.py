@@ -99,7 +99,8 @@ LLAMA2 = (
     "{%- if messages[0].role == 'system' -%}\n  {%- set head = messages[0].content | trim -%}\n"
     "  {%- set messages = messages[1:] -%}\n{%- endif -%}\n"
     "{%- for message in messages -%}\n  {%- if message.role == 'user' -%}\n"
-    "    {{ bos_token }}[INST] {{ head | tojson if head is defined and loop.first }}{{ message.content.strip() }} [/INST]\n"
+    "    {{ bos_token }}[INST] {{ head | tojson if head is defined and loop.first }}{{ message.content.strip() }} "
+    "[/INST]\n"
     "  {%- else -%}\n    {% generation %} {{ message.content }} {{ eos_token }}{% endgeneration %}\n"
     "  {%- endif -%}\n  {%- if loop.index > 9 %}{% break %}{% endif -%}\n{%- endfor -%}"
 )
