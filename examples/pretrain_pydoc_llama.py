@@ -157,9 +157,8 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
 
 
-def pretrain(out: Path, steps: int, batch: int, peak: float, every: int) -> dict[str, float]:
+def pretrain(out: Path, data: Corpus, *, steps: int, batch: int, peak: float, every: int) -> dict[str, float]:
     """Train, keep the state that is best on the held-out modules, and write the model folder to ``out``."""
-    data = corpus()
     tokenizer = train_tokenizer(data.train, 2048)
     model = make_model(len(tokenizer))
     ids = stream(tokenizer, data.train)
@@ -206,7 +205,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=200, help="steps between measurements")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    print(pretrain(chosen.out, chosen.steps, chosen.batch, chosen.peak, chosen.every))
+    options = {"steps": chosen.steps, "batch": chosen.batch, "every": chosen.every}
+    print(pretrain(chosen.out, corpus(), peak=chosen.peak, **options))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Verb, ...]:
 
 
 def processor_seconds(code: str) -> float:
-    """The least of five runs, start of Python included. Processor time: the machine may be busy, the code must not be."""
+    """The least of five runs, start of Python included; processor time, because the machine may be busy."""
     timed = BLOCK_TORCH + "import atexit, time\natexit.register(lambda: print(time.process_time(), file=sys.stderr))\n"
     return min(float(python(timed + code).stderr) for _ in range(5))
 
