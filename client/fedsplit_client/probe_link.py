@@ -13,16 +13,19 @@ from fedsplit.devices.profile import Link
 Exchange = Callable[[int, int], None]
 """Send that many bytes to the server and receive that many back; returns when both are through."""
 
-SIZES = (64 * 1024, 512 * 1024)
+SMALLEST, LARGEST = 64 * 1024, 4 * 2**20
+"""Bytes of a payload: it grows until it takes several round trips, so that the round trip hardly counts."""
+ENOUGH_TRIPS = 4
 TRIPS = 7
 LOW_PERCENT = 10
-MOST = 200
+MOST = 100
 
 
 def measure_link(exchange: Exchange, seconds: float = 1.0) -> Link:
     """Latency as half the median round trip; rates as the 10th percentile over payloads, the round trip taken off.
 
-    At least three payloads each way, then as many as fit into ``seconds``. Raises what ``exchange`` raises.
+    At least three payloads of at most 4 MiB each way, then as many as fit into ``seconds``. Raises what ``exchange``
+    raises.
     """
     trips = sorted(timed(lambda: exchange(1, 1)) for _ in range(TRIPS))
     trip = trips[TRIPS // 2]
@@ -39,14 +42,20 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def _rates(send: Callable[[int], None], trip: float, seconds: float) -> list[float]:
-    found: list[float] = []
+    size, took = SMALLEST, timed(partial(send, SMALLEST))
     end = time.perf_counter() + seconds
-    while len(found) < 3 or (time.perf_counter() < end and len(found) < MOST):
-        size = SIZES[len(found) % len(SIZES)]
+    while size < LARGEST and took < ENOUGH_TRIPS * trip:
+        size *= 2
         took = timed(partial(send, size))
-        # On a fast link the payload hides in the noise of the round trip: then the whole time is the payload's.
-        found.append(size / (took - trip if took > 2 * trip else took))
+    found = [_rate(size, took, trip)]
+    while len(found) < 3 or (time.perf_counter() < end and len(found) < MOST):
+        found.append(_rate(size, timed(partial(send, size)), trip))
     return found
+
+
+def _rate(size: int, took: float, trip: float) -> float:
+    # Where even the largest payload hides in the round trip, half of the time is taken for the payload's.
+    return size / max(took - trip, took / 2)
 
 
 def _low(values: list[float]) -> float:

@@ -60,8 +60,15 @@ def _value(value: Any, key: str, kind: Any, path: str, problems: list[Problem]) 
         if not isinstance(value, str):
             problems.append(Problem(path, repr(value), "a text"))
         return value
-    number = _number(value, units_of(key), path, problems)
-    return round(number) if kind is int and number is not None and math.isfinite(number) else number
+    units = units_of(key)
+    number = _number(value, units, path, problems)
+    if kind is not int or number is None:
+        return number
+    # Half a byte comes of units ("0.1 GiB") and is rounded; half a core is a mistake.
+    if not math.isfinite(number) or (not units and number != round(number)):
+        problems.append(Problem(path, repr(value), "a whole number"))
+        return None
+    return round(number)
 
 
 def _number(value: Any, units: dict[str, float], path: str, problems: list[Problem]) -> float | None:
