@@ -75,3 +75,9 @@ def test_the_reference_page_is_up_to_date() -> None:
         0
     ]
     assert between.strip() == markdown().strip(), "paste the output of fedsplit.config.describe.markdown()"
+
+
+def test_the_example_of_the_page_loads() -> None:
+    text = (DOCS / "run-file.md").read_text(encoding="utf-8")
+    run = loads(text.split("```toml\n")[1].split("```")[0])
+    assert run.clients[0].cut == (1, 5)
