@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from fedsplit.errors import LocalProtocolError, RemoteProtocolError
 from fedsplit.wire.limits import Limits
 from fedsplit.wire.messages import PROTOCOL, AnyMessage, Message, TensorSpec
+from fedsplit.wire.shapes import mismatch
 from fedsplit.wire.tensors import DTYPES, WireTensor
 
 Frame = bytes | memoryview
@@ -74,7 +75,8 @@ def decode(frames: Sequence[Frame], limits: Limits | None = None) -> Packet:
     """
     if not frames:
         raise RemoteProtocolError("an empty packet: no header frame")
-    if problem := _beyond(frames, limits or Limits()):
+    limits = limits or Limits()
+    if problem := _beyond(frames, limits):
         raise RemoteProtocolError(f"the packet is too large: {problem}")
     message = _header(frames[0])
     specs = message.tensors
@@ -83,6 +85,8 @@ def decode(frames: Sequence[Frame], limits: Limits | None = None) -> Packet:
     tensors = {spec.name: _tensor(spec, frame) for spec, frame in zip(specs, frames[1:], strict=True)}
     if len(tensors) != len(specs):
         raise RemoteProtocolError("the header names one tensor twice")
+    if problem := mismatch(message, tensors, limits):
+        raise RemoteProtocolError(problem)
     return Packet(message, tensors, size_of(frames))
 
 

@@ -433,8 +433,7 @@ def test_after_our_bye_what_was_on_its_way_is_dropped() -> None:
     assert pair.client.sent(hello()) is FRESH
 
 
-def test_a_message_costs_microseconds() -> None:
-    """Counted in table look-ups, not in seconds: nothing grows with the number of steps."""
+def test_nothing_grows_with_the_number_of_steps() -> None:
     pair = in_round()
     for step in range(200):
         pair.say(*whole_step(step))
