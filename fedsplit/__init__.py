@@ -1,24 +1,37 @@
 """Fine-tune pretrained models together, split between small devices and a server.
 
 The names below are the whole public Python API; each is imported on first use, so ``import fedsplit`` needs no torch.
+
+* ``serve(run, …)`` hosts a run until it is done; ``join(link, data, …)`` takes part in one.
+* ``simulate(run_file, …)`` starts both as real processes on this machine.
+* ``make_plan(card, devices, run, …)`` decides who holds and trains what.
+* ``verify(…)`` compares the split model with the unsplit one, bit for bit.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsplit.cli.simulate import run_processes as simulate
+    from fedsplit.plan.solve import solve as make_plan
+    from fedsplit.split.verify import verify
+    from fedsplit_client.join import join
+    from fedsplit_server.serve import serve
 
 __version__ = "0.1.0.dev0"
 
+__all__ = ["__version__", "join", "make_plan", "serve", "simulate", "verify"]
+
+# ``plan`` would be the better name, but importing the package fedsplit.plan would replace the function.
 _PUBLIC = {
     "serve": ("fedsplit_server.serve", "serve"),
     "join": ("fedsplit_client.join", "join"),
-    "simulate": ("fedsplit.cli.simulate", "simulate"),
+    "simulate": ("fedsplit.cli.simulate", "run_processes"),
     "make_plan": ("fedsplit.plan.solve", "solve"),
     "verify": ("fedsplit.split.verify", "verify"),
 }
-
-__all__ = ["__version__", "join", "make_plan", "serve", "simulate", "verify"]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,4 +43,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_PUBLIC]
+    return sorted({*globals(), *_PUBLIC})
