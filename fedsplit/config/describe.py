@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import NODEFAULT, Struct
 
+from fedsplit.config.run import RunFile
 from fedsplit.config.shape import expected
 
 
@@ -67,8 +68,6 @@ def _texts(struct: type[Struct]) -> dict[str, str]:
 
 def markdown() -> str:
     """The reference of the run file: a table a section."""
-    from fedsplit.config.run import RunFile
-
     parts = []
     info = msgspec.inspect.type_info(RunFile)
     assert isinstance(info, msgspec.inspect.StructType)

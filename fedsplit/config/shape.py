@@ -176,7 +176,8 @@ def expected(info: inspect.Type) -> str:
         case inspect.VarTupleType(item_type=item) | inspect.ListType(item_type=item):
             return f"a list, each item {expected(item)}"
         case inspect.TupleType(item_types=items):
-            return f"a list of {len(items)}: " + ", ".join(expected(item) for item in items)
+            kinds = [expected(item) for item in items]
+            return f"a list of {len(kinds)}, " + (f"each {kinds[0]}" if len(set(kinds)) == 1 else ", ".join(kinds))
         case inspect.UnionType(types=types):
             return " or ".join(expected(one) for one in types if not isinstance(one, inspect.NoneType))
         case inspect.StructType() | inspect.DictType():

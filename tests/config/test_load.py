@@ -69,7 +69,7 @@ def test_every_problem_is_reported_at_once() -> None:
     assert found["train.lr"].fix == 'did you mean "learning_rate"?'
     assert found["train.batch"] == Problem("train.batch", '"16"', "a whole number", "write it without quotes")
     assert found["train.rank"].fix == "it belongs in [lora]"
-    assert "2: a whole number" in found["clients[0].cut"].expected
+    assert "a list of 2, each a whole number" in found["clients[0].cut"].expected
 
 
 @pytest.mark.parametrize(
