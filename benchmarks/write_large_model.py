@@ -108,7 +108,8 @@ def write(folder: Path, config: dict[str, object], shards: int, seed: int) -> in
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
     table = shapes(config)
-    names, weight_map = list(table), {}
+    names = list(table)
+    weight_map: dict[str, str] = {}
     size = math.ceil(len(names) / shards)
     groups = [names[start : start + size] for start in range(0, len(names), size)]
     for number, group in enumerate(groups, 1):

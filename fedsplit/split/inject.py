@@ -1,4 +1,4 @@
-"""LoRA by peft, on the whole (empty) model: what is adapted does not depend on where the model is cut."""
+"""LoRA by peft, on a model whose weights are not loaded yet: what is adapted does not depend on where it is cut."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fedsplit.split.families import Family
 from fedsplit.split.loader import trains
 
 ADAPTER = "default"
+ALL_LINEAR = "all-linear"
 TASK_TYPES: dict[Task, TaskType | None] = {
     "causal-lm": TaskType.CAUSAL_LM,
     "classification": TaskType.SEQ_CLS,
@@ -27,23 +28,51 @@ TASK_TYPES: dict[Task, TaskType | None] = {
 
 
 def inject(model: nn.Module, base: Base, task: Task, lora: LoraSection, ranks: Mapping[int, int] | None) -> None:
-    """Put LoRA beside every targeted module of a meta model, in place.
+    """Put LoRA beside every targeted module that is present in a (partial) meta model, in place.
 
     ``ranks``: another rank for some layers; 0 leaves a layer without LoRA. Raises ConfigError where a target matches
-    nothing.
+    nothing in the whole model, or a module that LoRA cannot adapt.
     """
+    config = peft_config(model, base, task, lora, ranks)
+    config.init_lora_weights = False  # values come with each call
+    if not _present(model, config):
+        _check_targets(base, task, lora)
+        return
     with warnings.catch_warnings():
         # peft warns about adapters that stay on meta and about Conv1D's orientation: both are as wanted.
         warnings.simplefilter("ignore")
         try:
-            inject_adapter_in_model(peft_config(model, base, task, lora, ranks), model, low_cpu_mem_usage=True)
+            inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
         except ValueError as error:
-            linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-            found, known = ", ".join(targets(base.family, lora)), ", ".join(sorted(linear))
-            raise ConfigError(
-                f"lora.targets: found {found}, expected names of this model's modules ({known}), or all-linear; "
-                f"peft says: {str(error).splitlines()[0]}"
-            ) from None
+            raise _refused(base, task, lora, str(error).splitlines()[0]) from None
+
+
+def _present(model: nn.Module, config: LoraConfig) -> bool:
+    """Whether peft would find anything to adapt: it takes nothing for a mistake, a segment may hold nothing."""
+    chosen, skipped = config.target_modules, config.exclude_modules
+    for name, module in model.named_modules():
+        if isinstance(skipped, str) and re.fullmatch(skipped, name):
+            continue
+        if chosen == ALL_LINEAR:
+            if isinstance(module, nn.Linear | Conv1D) and name != "lm_head":
+                return True
+        elif any(name == target or name.endswith(f".{target}") for target in chosen or ()):
+            return True
+    return False
+
+
+def _check_targets(base: Base, task: Task, lora: LoraSection) -> None:
+    modules = {name.rpartition(".")[0] for name in base.names(task).shapes}
+    chosen = targets(base.family, lora)
+    if chosen != (ALL_LINEAR,) and not any(m == t or m.endswith(f".{t}") for m in modules for t in chosen):
+        raise _refused(base, task, lora, "no module of that name")
+
+
+def _refused(base: Base, task: Task, lora: LoraSection, reason: str) -> ConfigError:
+    shapes = base.names(task).shapes
+    linear = {name.split(".")[-2] for name, shape in shapes.items() if len(shape) == 2 and name.endswith(".weight")}
+    found, known = ", ".join(targets(base.family, lora)), ", ".join(sorted(linear))
+    return ConfigError(f"lora.targets: found {found} ({reason}), expected {ALL_LINEAR} or some of {known}")
 
 
 def targets(family: Family, lora: LoraSection) -> tuple[str, ...]:
@@ -63,7 +92,7 @@ def peft_config(
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # declared int, works with any number
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
-        target_modules="all-linear" if chosen == ("all-linear",) else list(chosen),
+        target_modules=ALL_LINEAR if chosen == (ALL_LINEAR,) else list(chosen),
         exclude_modules="|".join(skipped) or None,
         rank_pattern={layer.format(index): rank for index, rank in (ranks or {}).items() if rank > 0},
         task_type=TASK_TYPES[task],

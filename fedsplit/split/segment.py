@@ -74,9 +74,9 @@ def build(
     kind = DTYPES[dtype] if isinstance(dtype, str) else dtype
     names = base.names(task, num_labels)
     model = base.skeleton(task, num_labels, attention)
+    _drop(model, base, names.prefix, span)
     if lora is not None:
         inject(model, base, task, lora, ranks)
-    _drop(model, base, names.prefix, span)
     if weights:
         materialise(base, model, names, dtype=kind, device=where, stream=map_embedding)
     return Segment(base, span, task, model, kind, where, train_head)
