@@ -206,7 +206,9 @@ def write_clients(
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     train = examples("train")
-    parts = laws.owned([one.label for one in train], len(names), max(1, len(AREAS) // len(names)), strangers, seed)
+    # Rounded up: with four or five devices some share an area, and none is left to nobody.
+    per_client = -(-len(AREAS) // len(names))
+    parts = laws.owned([one.label for one in train], len(names), per_client, strangers, seed)
     files: dict[str, Path] = {}
     for name, rows in zip(names, parts, strict=True):
         files[name] = target / f"{name}.jsonl"
@@ -223,7 +225,7 @@ def write_clients(
             seed=seed,
             clients=len(names),
             field="label",
-            options={"per_client": max(1, len(AREAS) // len(names)), "strangers": strangers},
+            options={"per_client": per_client, "strangers": strangers},
             values=dict(sorted(Counter(one.label for one in chosen).items())),
         )
         write_manifest(target, manifest)

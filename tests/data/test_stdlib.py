@@ -107,6 +107,13 @@ def test_the_demos_devices(tmp_path: Path) -> None:
     assert not seen & {row.text for row in test}
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 7])
+def test_any_number_of_devices_gets_all_of_it(tmp_path: Path, count: int) -> None:
+    files = stdlib.write_clients(tmp_path, [f"d{i}" for i in range(count)])
+    rows = sum(len(file.read_bytes().splitlines()) for file in files.clients.values())
+    assert rows == len(stdlib.examples("train"))
+
+
 def test_the_corpus_holds_modules_and_topics() -> None:
     documents = stdlib.pydoc_documents()
     assert len(documents) > 400
