@@ -19,7 +19,7 @@ import zmq
 
 from fedsplit.errors import Closed, LinkError, LocalProtocolError, Refused, Timeout
 from fedsplit.wire.ends import Tensors
-from fedsplit.wire.frames import Packet, decode, encode, size_of
+from fedsplit.wire.frames import Frame, Packet, decode, encode, size_of
 from fedsplit.wire.keyfile import KeyPair
 from fedsplit.wire.limits import Limits
 from fedsplit.wire.link import JoinLink
@@ -97,10 +97,13 @@ class Dealer:
         :raises Closed: there is no connection now (``wait`` for it). :raises Timeout: the server does not read.
         :raises LocalProtocolError: the packet is beyond the limits.
         """
+        return self.send_frames(encode(message, tensors, self._limits))
+
+    def send_frames(self, frames: list[Frame]) -> int:
+        """Send what may not even be a packet; for tests. Raises like ``send``."""
         self._notice()
         if not self._monitor.up:
             raise self._lost()
-        frames = encode(message, tensors, self._limits)
         try:
             self._socket.send_multipart(frames, copy=False)
         except zmq.Again:

@@ -57,10 +57,14 @@ class LoopbackGateway:
 
     def send(self, identity: bytes, message: Message, tensors: Tensors | None = None) -> int:
         """Send one packet to one client, return its bytes. :raises Closed: it is not connected."""
+        return self.send_frames(identity, encode(message, tensors, self._limits))
+
+    def send_frames(self, identity: bytes, frames: list[Frame]) -> int:
+        """Send what may not even be a packet. :raises Closed: it is not connected."""
         dealer = self._dealers.get(identity)
         if dealer is None or not dealer.connected:
-            raise Closed(f"{message.client or identity.hex()} is not connected any more")
-        return dealer.deliver(encode(message, tensors, self._limits))
+            raise Closed(f"{identity.hex()} is not connected any more")
+        return dealer.deliver(frames)
 
     def close(self) -> None:
         """Every client sees the connection go."""

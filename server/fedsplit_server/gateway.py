@@ -18,7 +18,7 @@ import zmq
 from fedsplit.errors import Closed, LinkError, RemoteProtocolError, Timeout
 from fedsplit.events import Emit, Note, silent
 from fedsplit.wire.ends import Incoming, Tensors
-from fedsplit.wire.frames import decode, encode, size_of
+from fedsplit.wire.frames import Frame, decode, encode, size_of
 from fedsplit.wire.keyfile import KeyPair
 from fedsplit.wire.limits import Limits
 from fedsplit.wire.messages import Message, Refuse
@@ -100,15 +100,18 @@ class Gateway:
         :raises Closed: that connection is gone. :raises Timeout: the client does not take what was sent before.
         :raises LocalProtocolError: the packet is beyond the limits.
         """
-        frames = encode(message, tensors, self._limits)
+        return self.send_frames(identity, encode(message, tensors, self._limits))
+
+    def send_frames(self, identity: bytes, frames: list[Frame]) -> int:
+        """Send what may not even be a packet; for tests. Raises like ``send``."""
         try:
             self._socket.send_multipart([identity, *frames], copy=False)
         except zmq.Again:
-            raise Timeout(f"{message.client or identity.hex()} does not read: its queue is full") from None
+            raise Timeout(f"connection {identity.hex()} does not read: its queue is full") from None
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise Closed(f"sending failed: {error.strerror}") from None
-            raise Closed(f"{message.client or identity.hex()} is not connected any more") from None
+            raise Closed(f"connection {identity.hex()} is gone") from None
         return size_of(frames)
 
     def close(self) -> None:
