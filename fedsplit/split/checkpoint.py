@@ -134,9 +134,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     tensors: dict[str, Stored] = {}
     metadata: dict[str, str] = {}
     for file in files:
-        header = _header(file)
+        header, start = _header(file)
         metadata |= {key: str(value) for key, value in header.pop("__metadata__", {}).items()}
-        start = 8 + int.from_bytes(file.open("rb").read(8), "little")
         for name, entry in header.items():
             stored = _stored(file, name, entry, start)
             if name in tensors and tensors[name].shape != stored.shape:
@@ -188,7 +187,8 @@ def _files(folder: Path) -> list[Path]:
     return found or sorted(folder.glob("*.safetensors"))
 
 
-def _header(file: Path) -> dict[str, dict[str, object]]:
+def _header(file: Path) -> tuple[dict[str, dict[str, object]], int]:
+    """The table of tensors, and where their bytes begin."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -200,7 +200,7 @@ def _header(file: Path) -> dict[str, dict[str, object]]:
             raise ConfigError(f"{file}: the header is not JSON ({error}); download the file again") from None
     if not isinstance(header, dict):
         raise ConfigError(f"{file}: the header is no table of tensors; download the file again")
-    return header
+    return header, 8 + length
 
 
 def _stored(file: Path, name: str, entry: Mapping[str, object], start: int) -> Stored:

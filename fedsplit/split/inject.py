@@ -16,6 +16,7 @@ from fedsplit.errors import ConfigError
 from fedsplit.split.base import Base
 from fedsplit.split.families import Family
 from fedsplit.split.loader import trains
+from fedsplit.split.span import Absent
 
 ADAPTER = "default"
 ALL_LINEAR = "all-linear"
@@ -86,6 +87,7 @@ def peft_config(
     chosen = targets(base.family, lora)
     layer = rf"{model.base_model_prefix}\.{re.escape(base.family.layers)}\.{{}}\..*"
     skipped = [layer.format(index) for index, rank in (ranks or {}).items() if rank == 0]
+    skipped += [re.escape(name) for name, module in model.named_modules() if isinstance(module, Absent)]
     skipped += [rf"{re.escape(m)}(\..*)?" for m in sorted(full(base, task, getattr(model.config, "num_labels", None)))]
     return LoraConfig(
         r=lora.rank,

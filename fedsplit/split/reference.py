@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import get_peft_model
 from torch import Tensor
+from transformers.utils import logging
 
 from fedsplit.config.run import LoraSection, Task
 from fedsplit.split.base import TASK_MODELS, Base
@@ -31,7 +33,10 @@ class Reference:
             config.num_labels = 1 if task == "regression" else num_labels
             config.problem_type = "regression" if task == "regression" else "single_label_classification"
             config.pad_token_id = getattr(config, "pad_token_id", None) or 0
-        model = TASK_MODELS[task].from_pretrained(base.folder, config=config, dtype=dtype, ignore_mismatched_sizes=True)
+        with _quiet():
+            model = TASK_MODELS[task].from_pretrained(
+                base.folder, config=config, dtype=dtype, ignore_mismatched_sizes=True
+            )
         settings = peft_config(model, base, task, lora)
         if task != "causal-lm":
             settings.modules_to_save = sorted(full(base, task, num_labels))
@@ -94,6 +99,20 @@ class Reference:
             logits = plain_model.classifier(plain_model.dropout(backbone.pooler(first_B1D)))
         loss: Tensor = plain_model.loss_function(labels, logits, plain_model.config)
         return loss
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bar and its report on new heads, which are meant to be new."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def plain(name: str) -> str:

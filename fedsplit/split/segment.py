@@ -26,7 +26,7 @@ from fedsplit.split.initial import draw
 from fedsplit.split.inject import inject
 from fedsplit.split.loader import canonical, materialise, trains
 from fedsplit.split.rows import Rows, unpack
-from fedsplit.split.span import EMBEDDING, HEAD, Span, part_of
+from fedsplit.split.span import EMBEDDING, HEAD, Absent, Span, part_of
 from fedsplit.split.streamed import StreamedLinear
 
 __all__ = ["Dropout", "Segment", "Span", "build"]
@@ -80,13 +80,6 @@ def build(
     if weights:
         materialise(base, model, names, dtype=kind, device=where, stream=map_embedding)
     return Segment(base, span, task, model, kind, where, train_head)
-
-
-class Absent(nn.Module):
-    """Stands where another process holds a layer; every other layer keeps its number."""
-
-    def forward(self, *args: object, **kwargs: object) -> Tensor:
-        raise InternalError("this segment does not hold the layer it was asked to run")
 
 
 def _drop(model: Any, base: Base, prefix: str, span: Span) -> None:

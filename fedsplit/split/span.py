@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fedsplit.errors import ConfigError
+from torch import Tensor, nn
+
+from fedsplit.errors import ConfigError, InternalError
 from fedsplit.split.families import Family
+
+
+class Absent(nn.Module):
+    """Stands where another process holds a part; every other layer keeps its number."""
+
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
+        raise InternalError("this segment does not hold the layer it was asked to run")
 
 
 class Span(NamedTuple):

@@ -26,6 +26,7 @@ from transformers import (
     RobertaConfig,
     ViTConfig,
 )
+from transformers.utils import logging
 
 from fedsplit.config.run import Task
 from fedsplit.errors import ConfigError
@@ -124,7 +125,11 @@ def tiny(
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     model.to(dtype).save_pretrained(str(folder))
+    if bars:
+        logging.enable_progress_bar()
     return Path(folder)
 
 
