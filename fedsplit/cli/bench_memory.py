@@ -39,7 +39,7 @@ PROFILE = "laptop_x86_4core"
 
 
 def rows(steps: int = 2000, batch: int = 4, tokens: int = 64, model: str = "minilm") -> list[dict[str, object]]:
-    """Resident memory of a server, a ``w`` and a ``u`` client over many steps.
+    """Memory of a server, a ``w`` and a ``u`` client over many steps: resident at its peak, else private (watch.py).
 
     ``growth_bytes_a_step`` is the median slope after the first fifth, ``growth`` the last tenth over the first one.
     """

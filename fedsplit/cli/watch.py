@@ -4,6 +4,9 @@
         ...
     watch.usage().growth_bytes_per_s
 
+The peak is that of all resident memory. Growth, start and end are of private memory, where the platform tells the two
+apart: pages of a memory-mapped model come and go as the system likes, and say nothing about a leak.
+
 The growth is the median slope over all pairs of samples (Theil 1950, Sen 1968) after a settling time: one burst moves
 an average, it does not move a median.
 """
@@ -29,15 +32,16 @@ SETTLING = 0.2
 
 
 class Sample(NamedTuple):
-    """Resident bytes at ``at_s`` seconds after the watch began."""
+    """Resident and private bytes at ``at_s`` seconds after the watch began."""
 
     at_s: float
     rss_bytes: int
+    private_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a watch saw. ``start_bytes`` and ``end_bytes``: medians of the first and the last tenth after settling."""
+    """What a watch saw. ``start_bytes``, ``end_bytes``: medians of the first and last tenth after settling, private."""
 
     seconds: float
     samples: int
@@ -87,13 +91,14 @@ class Watch:
     def _sample(self) -> bool:
         """False once the process is gone, or only its entry in the table is left."""
         try:
-            rss = self._process.memory_info().rss
+            memory = self._process.memory_info()
         except psutil.Error:
             return False
-        if rss == 0:
+        if memory.rss == 0:
             return False
-        self.samples.append(Sample(time.monotonic() - self._begun, rss))
-        self._high_water = max(self._high_water, high_water(self.pid), rss)
+        private = memory.rss - getattr(memory, "shared", 0)
+        self.samples.append(Sample(time.monotonic() - self._begun, memory.rss, private))
+        self._high_water = max(self._high_water, high_water(self.pid))
         return True
 
 
@@ -121,10 +126,10 @@ def summary(samples: list[Sample], peak_bytes: int = 0) -> Usage:
 
 
 def growth(samples: list[Sample]) -> float:
-    """Bytes a second: the median slope over all pairs of at most ``MOST`` samples; 0 for fewer than two."""
+    """Private bytes a second: the median slope over all pairs of at most ``MOST`` samples; 0 for fewer than two."""
     thinned = samples[:: 1 + len(samples) // MOST]
     slopes = [
-        (late.rss_bytes - early.rss_bytes) / (late.at_s - early.at_s)
+        (late.private_bytes - early.private_bytes) / (late.at_s - early.at_s)
         for index, early in enumerate(thinned)
         for late in thinned[index + 1 :]
         if late.at_s > early.at_s
@@ -133,4 +138,4 @@ def growth(samples: list[Sample]) -> float:
 
 
 def _median(samples: list[Sample]) -> int:
-    return int(statistics.median(sample.rss_bytes for sample in samples)) if samples else 0
+    return int(statistics.median(sample.private_bytes for sample in samples)) if samples else 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -71,19 +73,44 @@ def test_no_such_process() -> None:
 
 
 def test_growth_is_not_moved_by_bursts() -> None:
-    samples = [Sample(float(t), 100 * MB + 1000 * t + (50 * MB if t in (40, 41, 90) else 0)) for t in range(100)]
+    bytes_at = [100 * MB + 1000 * t + (50 * MB if t in (40, 41, 90) else 0) for t in range(100)]
+    samples = [Sample(float(t), 0, value) for t, value in enumerate(bytes_at)]
     assert growth(samples) == pytest.approx(1000, rel=0.05)
     assert growth(samples[:1]) == 0.0
-    long = [Sample(t / 10, 7 * t) for t in range(10_000)]
+    long = [Sample(t / 10, 0, 7 * t) for t in range(10_000)]
     assert growth(long) == pytest.approx(70)
 
 
 def test_settling_is_left_out() -> None:
-    samples = [Sample(float(t), MB * min(t, 20)) for t in range(200)]
+    samples = [Sample(float(t), 0, MB * min(t, 20)) for t in range(200)]
     usage = summary(samples, peak_bytes=30 * MB)
     assert (usage.start_bytes, usage.end_bytes, usage.peak_bytes) == (20 * MB, 20 * MB, 30 * MB)
     assert usage.growth_bytes_per_s == 0.0
     assert summary([]).peak_bytes == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells private from shared memory apart")
+def test_mapped_files_are_no_growth(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"x" * 60 * MB)
+    code = (
+        "import mmap, sys\nprint('ready', flush=True); sys.stdin.readline()\n"
+        "f = open(sys.argv[1], 'rb'); m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ); sum(m[::4096])\n"
+        "print('done', flush=True); sys.stdin.readline()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "weights")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdout.readline()
+        with Watch(child.pid, every_s=0.01) as watch:
+            before = watch.samples[0]
+            child.stdin.write("\n")
+            child.stdin.flush()
+            child.stdout.readline()
+            time.sleep(0.05)
+        child.stdin.close()
+    assert watch.usage().peak_bytes > before.rss_bytes + 50 * MB
+    assert watch.samples[-1].private_bytes < before.private_bytes + 10 * MB
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
