@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from msgspec.structs import replace
+
 from fedsplit import assets as shipped
+from fedsplit.config.run import RunFile
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, DataError, FedsplitError, Refused
 from fedsplit.events import Emit, Note, silent
@@ -89,7 +92,7 @@ def join(
         end.patience_s = offer.run.rounds.patience_s
         with Dealer(link, keys) as bulk:
             base = base_of(bulk, offer, model, kept.path, name, emit)
-        feed = Feed.open(data, offer.run, base, name)
+        feed = Feed.open(data, as_planned(offer), base, name)
         if not feed.dataset.report.clean:
             emit(Note(client=name, text=str(feed.dataset.report), warning=True))
         summary = feed.dataset.summary
@@ -106,6 +109,13 @@ def save(joined: Joined, path: Path) -> None:
     """The final factors that this client holds, by module, as one safetensors file of float32."""
     arrays = flatten(joined.result.adapter, joined.result.head)
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+
+
+def as_planned(offer: Offer) -> RunFile:
+    """The run with this client's batch and micro-batches."""
+    plan = offer.plan
+    train = replace(offer.run.train, batch=plan.batch, micro_batches=plan.micro_batches)
+    return replace(offer.run, train=train)
 
 
 def host_name() -> str:

@@ -1,0 +1,76 @@
+"""The demo's comparison: every device trained by itself, and all results measured on the same unseen passages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from fedsplit.config.run import RunFile
+from fedsplit.data.stdlib import ClientFiles
+from fedsplit.events import Emit, RoundStarted, StepDone
+from fedsplit.method.record import GlobalState
+from fedsplit.plan.types import ClientPlan, Cut, Topology
+from fedsplit.split.base import Base, open_base
+from fedsplit.train.evaluate import evaluate, nowhere
+from fedsplit.train.exported import model_folder, of_run
+from fedsplit.train.feed import Feed
+from fedsplit.train.optim import learning_rate
+from fedsplit.train.part import ClientPart
+from fedsplit.train.start import first_state
+from fedsplit.train.step import At, local_step
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracy on ``rows`` unseen passages: the untouched model, each device alone, all together."""
+
+    before: float
+    alone: dict[str, float]
+    together: float
+    rows: int
+
+
+def measure(run: RunFile, files: ClientFiles, folder: Path, rows: int, emit: Emit) -> Measured:
+    """Train each device alone with the recipe of ``run``: the same steps, rows and learning rates as together."""
+    base = open_base(model_folder(run.model.path))
+    whole = Cut(base.num_layers, base.num_layers)
+    plan = ClientPlan(client="alone", topology=Topology.LOCAL, cut=whole, layers=(), batch=run.train.batch)
+    part = ClientPart(base, plan, run)
+    test = Feed.open(files.test, run, base, "test", fraction=1.0)
+    batches = list(islice(test.test(), -(-rows // run.evaluate.batch)))
+
+    def accuracy() -> float:
+        return evaluate(part, batches, len(run.model.labels), nowhere)[0]["accuracy"]
+
+    def of(state: GlobalState) -> float:
+        part.load(state.adapter, state.head)
+        return accuracy()
+
+    first = first_state(base, run)
+    before, together = of(first), of(of_run(folder)[1])
+    alone = {}
+    for name, path in files.clients.items():
+        part.load(first.adapter, first.head)
+        _train_alone(part, run, base, name, path, emit)
+        alone[name] = accuracy()
+    return Measured(before, alone, together, sum(batch.examples for batch in batches))
+
+
+def _train_alone(part: ClientPart, run: RunFile, base: Base, name: str, path: Path, emit: Emit) -> None:
+    feed, total = Feed.open(path, run, base, name), run.train.rounds * run.train.steps
+    emit(RoundStarted(client=name, round=0, rounds=1))
+    for step, batches in enumerate(feed.train(0, total)):
+        at = At(
+            run=run.run.name,
+            client=name,
+            round=0,
+            era=0,
+            step=step,
+            first_step=0,
+            base_version=0,
+            adapter_version=0,
+            cut=(base.num_layers, base.num_layers),
+        )
+        outcome = local_step(part, batches, learning_rate(run.train, step, total), at, run.run.seed)
+        emit(StepDone(client=name, round=0, step=step, steps=total, loss=outcome.loss, seconds=0.0))
