@@ -11,7 +11,7 @@ import typer
 from fedsplit.cli.display import AccuracyRow, accuracy_table, ask, show_plan
 from fedsplit.cli.output import view
 from fedsplit.devices.find import find
-from fedsplit.events import Emit, Event, Finished
+from fedsplit.events import Event, Finished
 
 if TYPE_CHECKING:
     from fedsplit_client.join import Joined
@@ -27,30 +27,15 @@ def join(
     profile: Annotated[str, typer.Option(help="A device profile (name or file) instead of this machine's.")] = "",
     device: Annotated[str, typer.Option(help="Where your layers run: cpu, cuda, cuda:1.")] = "cpu",
     state: Annotated[Path | None, typer.Option(help="Folder for keys and state; by default the platform's.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Keep the final factors in this file.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the final factors in this file.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree without being asked (for services).")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an event instead of the view.")] = False,
 ) -> None:
     """Take part in a run. Shows what is trained, what the operator can learn and what it costs, then asks."""
     from fedsplit_client import join as client
 
-    # The question comes first and the view after it: a live view and a prompt cannot share a terminal.
     with ExitStack() as stack:
-        emits: list[Emit] = [stack.enter_context(view("joining", json, live=False))]
-
-        def emit(event: Event) -> None:
-            emits[-1](event)
-
-        def agree(offer: Offer, path: str) -> bool:
-            if not json:
-                show_plan(offer.plan, offer.run.train)
-            if not ask(f"Train on {path} with this plan?", yes=yes or json):
-                return False
-            emits.append(stack.enter_context(view(f"{offer.plan.client} in {offer.run.run.name}", json)))
-            return True
-
+        stage = Stage(stack, yes=yes, json=json)
         joined = client.join(
             link,
             data,
@@ -60,25 +45,47 @@ def join(
             profile=find(profile) if profile else None,
             device=device,
             state=state,
-            agree=agree,
-            emit=emit,
+            agree=stage.agree,
+            emit=stage.emit,
         )
-        result = joined.result
-        emit(
-            Finished(
-                client=joined.plan.client,
-                round=result.round,
-                reason=result.reason,
-                before=result.before,
-                after=result.after,
-                up_bytes=joined.up_bytes,
-                down_bytes=joined.down_bytes,
-            )
-        )
+        stage.emit(_finished(joined))
     if out is not None:
         client.save(joined, out)
     if not json:
         _report(joined)
+
+
+class Stage:
+    """The question first and the view after it: a live view and a prompt cannot share a terminal."""
+
+    def __init__(self, stack: ExitStack, *, yes: bool, json: bool) -> None:
+        self._stack, self._yes, self._json = stack, yes, json
+        self._emit = stack.enter_context(view("joining", json, live=False))
+
+    def emit(self, event: Event) -> None:
+        self._emit(event)
+
+    def agree(self, offer: Offer, path: str) -> bool:
+        """Show what is asked of this device, then ask its owner."""
+        if not self._json:
+            show_plan(offer.plan, offer.run.train)
+        if not ask(f"Train on {path} with this plan?", yes=self._yes):
+            return False
+        self._emit = self._stack.enter_context(view(f"{offer.plan.client} in {offer.run.run.name}", self._json))
+        return True
+
+
+def _finished(joined: Joined) -> Finished:
+    result = joined.result
+    return Finished(
+        client=joined.plan.client,
+        round=result.round,
+        reason=result.reason,
+        before=result.before,
+        after=result.after,
+        up_bytes=joined.up_bytes,
+        down_bytes=joined.down_bytes,
+    )
 
 
 def _report(joined: Joined) -> None:
