@@ -17,10 +17,10 @@ MB = 1_000_000
 
 CHILD = """
 import sys, time
-print("ready", flush=True)
-sys.stdin.readline()
 burst = bytearray(b"x" * 80_000_000)
 del burst
+print("ready", flush=True)
+sys.stdin.readline()
 kept, each = [], int(sys.argv[1])
 for _ in range(60):
     kept.append(bytearray(b"x" * each))
@@ -53,7 +53,8 @@ def test_a_process_that_grows() -> None:
 def test_a_process_that_does_not() -> None:
     usage = watched(10).usage()
     assert abs(usage.growth_bytes_per_s) * usage.seconds < 1 * MB
-    assert usage.peak_bytes > usage.end_bytes + 60 * MB, "the burst at the start is the peak and no growth"
+    if sys.platform.startswith("linux"):
+        assert usage.peak_bytes > usage.end_bytes + 60 * MB, "the burst before the watch is the peak and no growth"
 
 
 def test_a_process_that_ends_while_watched() -> None:
