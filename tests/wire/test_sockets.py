@@ -257,6 +257,26 @@ def test_a_server_that_went_silent(keys: ServerKeys, own: KeyPair) -> None:
                 server.kill()
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stopping a process is a POSIX matter")
+def test_what_the_old_server_did_not_read_is_not_for_the_new_one(keys: ServerKeys, own: KeyPair) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    link = keys.link("127.0.0.1", port)
+    with _python(_serve_code(port, keys)) as server, Dealer(link, own, connect_timeout_s=20.0) as dealer:
+        server.send_signal(signal.SIGSTOP)
+        for _ in range(20):
+            dealer.send(m.Update(round=0, era=0, base_version=0, examples=1, steps=1), _bytes(10**6))
+        server.kill()
+        server.wait(10)
+        until(lambda: dealer.down_s > 0)
+        with Gateway("127.0.0.1", port, keys.pair) as gateway:
+            assert dealer.wait(5.0)
+            dealer.send(m.Hello(client="pi"))
+            incoming = gateway.receive(2.0)
+            assert incoming is not None
+            assert isinstance(incoming.packet.message, m.Hello)
+
+
 def test_a_killed_client_is_noticed(gateway: Gateway, keys: ServerKeys, tmp_path: Path) -> None:
     code = f"""
         from pathlib import Path
