@@ -1,8 +1,8 @@
 """``fedsplit bench memory``: does a long run keep its memory flat? Server and two devices, real processes over TCP.
 
 One device holds only embedding and head (``w``), one the outer layers (``u``), so the server keeps activations of both
-between forward and backward. Watching begins at the first step: what is loaded before belongs to the peak, not to the
-growth.
+between forward and backward. Watching begins at the first step and ends with the last: what is loaded before
+belongs to the peak, not to the growth.
 """
 
 from __future__ import annotations
@@ -83,9 +83,13 @@ def _watched(run_file: Path) -> Mapping[str, Watch]:
     with ExitStack() as stack:
 
         def emit(event: Event) -> None:
-            if isinstance(event, StepDone) and not watches:
+            if not isinstance(event, StepDone):
+                return
+            if not watches:
                 for child in psutil.Process().children():
                     watches[_name(child.cmdline())] = stack.enter_context(Watch(child.pid, EVERY_S))
+            for watch in watches.values():
+                watch.mark()
 
         run_processes(run_file, emit=emit)
     return watches

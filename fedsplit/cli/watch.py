@@ -13,6 +13,7 @@ an average, it does not move a median.
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 import time
@@ -60,7 +61,7 @@ class Watch:
     def __init__(self, pid: int, every_s: float = 0.05) -> None:
         self.pid, self.every_s = pid, every_s
         self.samples: list[Sample] = []
-        self._high_water = 0
+        self._high_water, self._marked_s = 0, math.inf
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"watch {pid}", daemon=True)
 
@@ -79,9 +80,13 @@ class Watch:
         self._done.set()
         self._thread.join()
 
+    def mark(self) -> None:
+        """What comes after the last mark does not count: after the last step a process tidies up and shrinks."""
+        self._marked_s = time.monotonic() - self._begun
+
     def usage(self) -> Usage:
-        """All that was seen so far."""
-        return summary(self.samples, self._high_water)
+        """All that was seen so far, or up to the last mark."""
+        return summary([sample for sample in self.samples if sample.at_s <= self._marked_s], self._high_water)
 
     def _run(self) -> None:
         while not self._done.wait(self.every_s):

@@ -66,6 +66,16 @@ def test_a_process_that_ends_while_watched() -> None:
     assert watch.usage().end_bytes > 1 * MB
 
 
+def test_only_what_comes_before_the_mark_counts() -> None:
+    with Watch(os.getpid(), every_s=0.01) as watch:
+        time.sleep(0.1)
+        watch.mark()
+        before = watch.usage()
+        time.sleep(0.1)
+    assert before.samples >= 2
+    assert watch.usage().samples == before.samples < len(watch.samples)
+
+
 def test_no_such_process() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         child.wait(30)
