@@ -101,7 +101,7 @@ def test_a_wrong_segment_is_noticed(tmp_path: Path) -> None:
     case = next(iter(cases(base, LoraSection(), torch.float32, torch.device("cpu"))))
     for name, stored in list(base.checkpoint.tensors.items()):
         if name == "model.layers.1.self_attn.k_proj.weight":
-            base.checkpoint.tensors[name] = other.checkpoint.tensors[name]  # type: ignore[index]
+            base.checkpoint.tensors[name] = other.checkpoint.tensors[name]
             assert stored.shape == other.checkpoint.tensors[name].shape
     (row,) = compare(case, [(1, 2)])
     assert not row.exact
