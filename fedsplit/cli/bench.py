@@ -22,6 +22,7 @@ from fedsplit.cli.lazy import Verb, lazy_group
 BENCHES = (
     Verb("step", "fedsplit.cli.bench_step:rows", "A split training step against the plain peft step."),
     Verb("wire", "fedsplit.cli.bench_wire:rows", "Bytes through the whole wire stack against a bare encrypted echo."),
+    Verb("quality", "fedsplit.cli.bench_quality:rows", "What four clients reach together on real data."),
     Verb("memory", "fedsplit.cli.bench_memory:rows", "Memory of server and clients over many steps."),
 )
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from fedsplit.config.run import RunFile
 from fedsplit.data.stdlib import ClientFiles
 from fedsplit.events import Emit, RoundStarted, StepDone
-from fedsplit.method.record import GlobalState
-from fedsplit.plan.types import ClientPlan, Cut, Topology
 from fedsplit.split.base import Base, open_base
-from fedsplit.train.evaluate import evaluate, nowhere
+from fedsplit.train.exam import Exam
 from fedsplit.train.exported import model_folder, of_run
 from fedsplit.train.feed import Feed
 from fedsplit.train.optim import learning_rate
@@ -34,27 +31,15 @@ class Measured:
 def measure(run: RunFile, files: ClientFiles, folder: Path, rows: int, emit: Emit) -> Measured:
     """Train each device alone with the recipe of ``run``: the same steps, rows and learning rates as together."""
     base = open_base(model_folder(run.model.path))
-    whole = Cut(base.num_layers, base.num_layers)
-    plan = ClientPlan(client="alone", topology=Topology.LOCAL, cut=whole, layers=(), batch=run.train.batch)
-    part = ClientPart(base, plan, run)
-    test = Feed.open(files.test, run, base, "test", fraction=1.0)
-    batches = list(islice(test.test(), -(-rows // run.evaluate.batch)))
-
-    def accuracy() -> float:
-        return evaluate(part, batches, len(run.model.labels), nowhere)[0]["accuracy"]
-
-    def of(state: GlobalState) -> float:
-        part.load(state.adapter, state.head)
-        return accuracy()
-
+    exam = Exam(run, base, files.test, rows=rows)
     first = first_state(base, run)
-    before, together = of(first), of(of_run(folder)[1])
+    before, together = exam.of(first)["accuracy"], exam.of(of_run(folder)[1])["accuracy"]
     alone = {}
     for name, path in files.clients.items():
-        part.load(first.adapter, first.head)
-        _train_alone(part, run, base, name, path, emit)
-        alone[name] = accuracy()
-    return Measured(before, alone, together, sum(batch.examples for batch in batches))
+        exam.part.load(first.adapter, first.head)
+        _train_alone(exam.part, run, base, name, path, emit)
+        alone[name] = exam.now()["accuracy"]
+    return Measured(before, alone, together, exam.rows)
 
 
 def _train_alone(part: ClientPart, run: RunFile, base: Base, name: str, path: Path, emit: Emit) -> None:
