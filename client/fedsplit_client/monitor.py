@@ -7,13 +7,16 @@ server key, or another program. One that stays silent until the handshake's dead
 
 from __future__ import annotations
 
+import struct
 import time
 from enum import Enum
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 HANDSHAKE_S = 4.0
+
+# Event and value, as the monitor sends them. pyzmq's own parser would load asyncio; a small device does without.
+_EVENT = struct.Struct("=Hi")
 
 
 class Trouble(Enum):
@@ -58,12 +61,12 @@ class Monitor:
                 parts = self._events.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return ups != self.ups or up != self.up
-            self._take(zmq.Event(parse_monitor_message(parts)["event"]))
+            self._take(_EVENT.unpack_from(parts[0])[0])
 
     def close(self) -> None:
         self._events.close(linger=0)
 
-    def _take(self, event: zmq.Event) -> None:
+    def _take(self, event: int) -> None:
         match event:
             case zmq.EVENT_CONNECTED:
                 self._trouble, self._connected_at = Trouble.SILENT, time.monotonic()

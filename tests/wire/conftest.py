@@ -18,6 +18,13 @@ from fedsplit_server.keys import load_keys
 Ends = tuple[RawServerEnd, Callable[[str], RawClientEnd]]
 
 
+@pytest.fixture
+def memory() -> Ends:
+    """In memory only, for large matrices."""
+    loopback = Loopback()
+    return loopback.gateway, loopback.dealer
+
+
 @pytest.fixture(params=["tcp", "loopback"])
 def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ends]:
     """(server end, maker of client ends by name)"""
