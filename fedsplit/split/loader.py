@@ -6,6 +6,7 @@ whole model. The same list of names serves downloads: a device fetches a file wi
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fedsplit.errors import ConfigError, InternalError, OutOfMemory
 from fedsplit.split.base import IDENTITY, Base, Names
 from fedsplit.split.checkpoint import Stored, write
 from fedsplit.split.families import Family
+from fedsplit.split.placement import free_bytes
 from fedsplit.split.span import Span, holds, part_of
 from fedsplit.split.streamed import StreamedEmbedding, StreamedLinear, StreamedMatrix
 
@@ -108,19 +110,21 @@ def load(base: Base, stored: Stored, dtype: torch.dtype, device: torch.device) -
     parameter = base.loaded.get(key)
     if parameter is None:
         target = dtype if stored.dtype in ("F64", "F32", "F16", "BF16") else None
-        parameter = nn.Parameter(_read(stored, target or torch.float32, device), requires_grad=False)
+        parameter = nn.Parameter(read(stored, target or torch.float32, device), requires_grad=False)
         base.loaded[key] = parameter
     return parameter
 
 
-def _read(stored: Stored, dtype: torch.dtype, device: torch.device) -> Tensor:
+def read(stored: Stored, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor's values. Raises OutOfMemory, saying what is needed and what there is."""
+    need = math.prod(stored.shape) * dtype.itemsize
     try:
         return stored.read(dtype, device)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
-        need = stored.nbytes
-        raise OutOfMemory(f"loading {stored.file.name}", need, 0, "hold fewer layers or use bfloat16") from None
+        what = f"a tensor of {stored.file.name} on {device}"
+        raise OutOfMemory(what, need, free_bytes(device), "hold fewer layers or use bfloat16") from None
 
 
 def _stream(base: Base, model: Any, names: Names, dtype: torch.dtype, device: torch.device) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsplit.config.run import LoraSection, Task
-from fedsplit.errors import InternalError
+from fedsplit.errors import ConfigError, InternalError
 from fedsplit.seeds import seed
 from fedsplit.split import loss as losses
 from fedsplit.split.base import Base
@@ -25,6 +25,7 @@ from fedsplit.split.families import Context
 from fedsplit.split.initial import draw
 from fedsplit.split.inject import inject
 from fedsplit.split.loader import canonical, materialise, trains
+from fedsplit.split.placement import device_of
 from fedsplit.split.rows import Rows, unpack
 from fedsplit.split.span import EMBEDDING, HEAD, Absent, Span, part_of
 from fedsplit.split.streamed import StreamedLinear
@@ -32,6 +33,15 @@ from fedsplit.split.streamed import StreamedLinear
 __all__ = ["Dropout", "Segment", "Span", "build"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def dtype_of(name: torch.dtype | str) -> torch.dtype:
+    """A torch dtype by the run file's name. Raises ConfigError for any that segments do not compute in."""
+    if isinstance(name, torch.dtype):
+        return name
+    if name not in DTYPES:
+        raise ConfigError(f"model.dtype: found {name!r}, expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 @dataclass(frozen=True)
@@ -67,11 +77,11 @@ def build(
     ``lora`` None: no factors. ``ranks``: another rank for some layers (0: none). ``map_embedding``: token embedding and
     language-model head stay in the file. ``attention``: ``sdpa`` or ``eager``; by default what the model supports.
     ``weights`` False: an outline that knows its trainable tensors and cannot run.
-    Raises ConfigError: an unsupported task, a span outside the model, a target that matches nothing, missing tensors.
+    Raises ConfigError (an unsupported task, a span outside the model, a target that matches nothing, missing tensors,
+    a device that is not there) and OutOfMemory.
     """
     span.check(base.num_layers)
-    where = torch.device(device)
-    kind = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    where, kind = device_of(device), dtype_of(dtype)
     names = base.names(task, num_labels)
     model = base.skeleton(task, num_labels, attention)
     _drop(model, base, names.prefix, span)

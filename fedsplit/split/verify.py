@@ -24,9 +24,10 @@ from fedsplit.config.run import LoraSection, Task
 from fedsplit.errors import ConfigError
 from fedsplit.split import loss as losses
 from fedsplit.split.base import Base, open_base
+from fedsplit.split.placement import device_of
 from fedsplit.split.reference import Reference
 from fedsplit.split.rows import Rows, pack, unpack
-from fedsplit.split.segment import DTYPES, Segment, Span, build
+from fedsplit.split.segment import Segment, Span, build, dtype_of
 from fedsplit.split.tensors import from_wire, to_wire
 
 LENGTHS = (7, 3, 5)
@@ -115,7 +116,7 @@ def _verify_base(
     for c1, c2 in chosen:
         Span(c1, c2).check(base.num_layers)
     rows = []
-    for case in cases(base, lora, DTYPES[dtype], torch.device(device)):
+    for case in cases(base, lora, dtype_of(dtype), device_of(device)):
         rows += compare(case, chosen)
     return rows
 

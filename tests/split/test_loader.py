@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.utils import logging
 
 from fedsplit.config.run import LoraSection
-from fedsplit.errors import ConfigError
+from fedsplit.errors import ConfigError, OutOfMemory
 from fedsplit.split.base import Base, open_base
-from fedsplit.split.loader import tensors_for, write_subset
+from fedsplit.split.loader import read, tensors_for, write_subset
 from fedsplit.split.rows import Rows
 from fedsplit.split.segment import Span, build
 from fedsplit.testing.models import VOCABULARY, tiny
@@ -168,6 +169,8 @@ def test_shards_give_the_same_model_and_the_same_identity(tmp_path: Path) -> Non
     assert len(many.checkpoint.files) > 2
     assert many.identity == one.identity
     assert torch.equal(logits(many), logits(one))
+    save_file({"tok_embeddings.weight": torch.zeros(3)}, many.folder / "consolidated.safetensors")
+    assert open_base(str(many.folder)).identity == one.identity
     assert "model.safetensors.index.json" in many.files()
     assert set(one.files()) >= {"config.json", "model.safetensors"}
 
@@ -298,8 +301,25 @@ def test_weights_of_another_config_are_named(tmp_path: Path) -> None:
     refuse(folder, r"tensor model\.layers\.0\.mlp\.down_proj\.weight has shape \(24, 34\), config.json says \(24, 36\)")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    base = open_base(str(tiny(tmp_path, "bert")))
+    with pytest.raises(ConfigError, match="found cuda:1, this machine has no CUDA device"):
+        build(base, whole(base), task="classification", device="cuda:1")
+
+
+def test_a_tensor_too_large_for_any_memory(tmp_path: Path) -> None:
+    stored = next(iter(open_base(str(tiny(tmp_path, "bert"))).checkpoint.tensors.values()))
+    huge = replace(stored, shape=(1 << 55,))
+    with pytest.raises(OutOfMemory, match=r"out of memory: a tensor of model.safetensors on cpu needs [\d,]+ MB"):
+        read(huge, torch.float32, torch.device("cpu"))
+
+
 def test_impossible_requests(tmp_path: Path) -> None:
     base = open_base(str(tiny(tmp_path, "bert")))
+    for options, match in (({"dtype": "int3"}, "found 'int3', expected one of"), ({"device": "tpu0"}, "found 'tpu0'")):
+        with pytest.raises(ConfigError, match=match):
+            build(base, whole(base), task="classification", **options)
     with pytest.raises(ConfigError, match="found 'causal-lm', a bert model does 'classification' or 'regression'"):
         build(base, whole(base), task="causal-lm")
     with pytest.raises(ConfigError, match=r"layers \[2, 5\) are not within the model's \[0, 3\)"):
