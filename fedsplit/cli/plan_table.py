@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsplit.devices.units import duration, rate, size, speed
+from fedsplit.plan.explain import MEMORY, TIME
 from fedsplit.plan.memory import Memory, adapter_bytes
 from fedsplit.plan.options import Option, describe
 from fedsplit.plan.question import ASSUMED_SERVER, Question, options_of
@@ -27,25 +28,6 @@ SEES = {
     Topology.W: "the input",
 }
 """What the server learns, in a word; the sentence is in the plan."""
-
-MEMORY = {
-    "weights": "weights of the layers here",
-    "embedding": "embedding",
-    "head": "head and final norm",
-    "adapters": "adapters, gradients, optimiser",
-    "acts_front": "activations of the front",
-    "acts_tail": "activations of the tail",
-    "logits": "logits and their gradient",
-    "wire": "tensors on the wire",
-    "runtime": "the program itself",
-}
-TIME = {
-    "device": "this device computes",
-    "up": "sending",
-    "server": "the server computes (its share)",
-    "down": "receiving",
-    "latency": "messages on their way",
-}
 
 
 WIDE = 120

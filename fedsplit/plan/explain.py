@@ -18,6 +18,27 @@ CAUSES = {
     "down": "downlink",
     "latency": "latency of the link",
 }
+"""What binds, by the largest cause of the time."""
+
+MEMORY = {
+    "weights": "weights of the layers here",
+    "embedding": "embedding",
+    "head": "head and final norm",
+    "adapters": "adapters, gradients, optimiser",
+    "acts_front": "activations of the front",
+    "acts_tail": "activations of the tail",
+    "logits": "logits and their gradient",
+    "wire": "tensors on the wire",
+    "holes": "working space and holes in the heap",
+    "runtime": "the program itself",
+}
+TIME = {
+    "device": "this device computes",
+    "up": "sending",
+    "server": "the server computes (its share)",
+    "down": "receiving",
+    "latency": "messages on their way",
+}
 
 
 def binding(options: Sequence[Option], best: Option, fixed: ClientSection | None) -> str:
@@ -73,6 +94,7 @@ def _shares(best: Option) -> str:
         "activations": memory.acts_front + memory.acts_tail,
         "logits": memory.logits,
         "wire buffers": memory.wire,
+        "working space": memory.holes,
         "the program itself": memory.runtime,
     }
     return ", ".join(f"{name} {size(count)}" for name, count in parts.items() if count >= 50_000)

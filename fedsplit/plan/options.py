@@ -123,8 +123,8 @@ def price(
 ) -> Option:
     """The candidate with the first of ``works`` (fewest micro-batches first) that fits, else with the last one."""
     for work in works:
-        memory = client_memory(work, topology, cut, device.runtime_bytes)
-        remote = server_memory(work, topology, cut)
+        memory = client_memory(work, topology, cut).with_holes(work, device)
+        remote = server_memory(work, topology, cut).with_holes(work, server)
         short, of = _short(memory, remote, topology, device, server)
         if not short:
             break
@@ -147,6 +147,6 @@ def _short(
     short = memory.total - device.budget_bytes
     if short > 0:
         return short, "memory of the device"
-    if topology is not Topology.LOCAL and remote.total + server.runtime_bytes > server.budget_bytes:
-        return remote.total + server.runtime_bytes - server.budget_bytes, "memory of the server"
+    if topology is not Topology.LOCAL and remote.total > server.budget_bytes:
+        return remote.total - server.budget_bytes, "memory of the server"
     return 0, ""

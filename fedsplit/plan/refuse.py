@@ -9,6 +9,7 @@ import msgspec
 
 from fedsplit.config.run import RunFile
 from fedsplit.devices.units import size
+from fedsplit.plan.explain import MEMORY
 from fedsplit.plan.options import Option
 from fedsplit.plan.question import Question, options_of
 
@@ -36,7 +37,7 @@ def nothing_fits(name: str, question: Question, options: Sequence[Option], why_n
 
 def _shares(option: Option) -> str:
     label, count = option.memory.largest()
-    return f"most of it {label.replace('_', ' of the ').replace('acts', 'activations')}: {size(count)}"
+    return f"most of it {MEMORY[label]}: {size(count)}"
 
 
 def _smallest_change(question: Question) -> str:

@@ -73,7 +73,7 @@ def _plan(name: str, question: Question) -> ClientPlan:
         raise PlanError(nothing_fits(name, question, options, why_not))
     device, work = question.device, best.work
     up, down = traffic(work, best.topology, best.cut)
-    here = 0 if best.topology is Topology.LOCAL else best.server.total
+    here = 0 if best.topology is Topology.LOCAL else best.server.total - best.server.runtime
     estimate = Estimate(
         memory_bytes=best.memory.total,
         disk_bytes=disk_bytes(work, best.topology, best.cut),

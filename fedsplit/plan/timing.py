@@ -24,6 +24,9 @@ from fedsplit.plan.work import Work, held
 ASSUMED_LINK = Link(up_bps=12.5e6, down_bps=12.5e6, latency_s=0.005)
 """100 Mbit/s and 5 ms: taken, and said, where a link was never measured."""
 
+ENDS = 4
+"""Fixed costs of embedding, head, loss and optimiser together, in passes through a layer (estimate)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
@@ -59,6 +62,7 @@ def step_times(
     front, tail = held(topology, cut, card.num_layers)
     slower = min(1.0, threads / device.threads) if threads else 1.0
     mine = layers_s(work, front, device) + layers_s(work, tail, device) + embedding_s(work, device)
+    mine += ENDS * work.micro_batches * device.layer_overhead_s
     theirs = layers_s(work, served(topology, cut, card.num_layers), server)
     if topology is Topology.V:
         theirs += head_s(work, server)

@@ -47,6 +47,10 @@ def run_file(policy: PolicySection = OPEN, **sections: Any) -> RunFile:
     return RunFile(**({"model": model, "policy": policy, "train": TrainSection(batch=8)} | sections))
 
 
+def one_row(policy: PolicySection, **sections: Any) -> RunFile:
+    return run_file(policy, train=TrainSection(batch=1), **sections)
+
+
 def one(profile: DeviceProfile, run: RunFile | None = None, **how: Any) -> ClientPlan:
     return solve(CARD, {"pi": profile}, run or run_file(), **how).clients[0]
 
@@ -155,14 +159,14 @@ def test_what_decides() -> None:
     assert one(device(flops=1e8, up=1e8), run_file(PolicySection(shares_labels=True))).topology is Topology.V
     slow = one(device(flops=1e8, up=1e8), run_file(PolicySection()))
     assert (slow.topology, slow.cut, slow.binding) == (Topology.U, Cut(1, 6), "speed of the device")
-    tight = one(device(8.0, flops=1e13), run_file(PolicySection()))
+    tight = one(device(9.0, flops=1e13), run_file(PolicySection()))
     assert (tight.topology, tight.binding) == (Topology.U, "memory of the device")
 
 
 def test_reasons_carry_numbers() -> None:
-    found = one(device(8.0, flops=1e13), run_file(PolicySection()))
+    found = one(device(9.0, flops=1e13), run_file(PolicySection()))
     text = "\n".join(found.reasons)
-    assert "MB of 8 MB; local needs" in text
+    assert "MB of 9 MB; local needs" in text
     assert "local would take" in text
     assert "lacks" in text
     assert "policy.shares_labels = true" in text
@@ -216,20 +220,20 @@ def test_a_fixed_plan_against_the_policy_is_refused(section: ClientSection, poli
 
 def test_nothing_fits_names_constraint_nearest_plan_and_change() -> None:
     with pytest.raises(PlanError) as caught:
-        one(device(4.5), run_file(PolicySection()))
+        one(device(6.0), one_row(PolicySection()))
     text = str(caught.value)
     assert "no plan for pi fits (binding: memory of the device)" in text
     assert "Nearest is u (" in text
-    assert "of 4.5 MB" in text
+    assert "of 6 MB" in text
     assert 'model.dtype = "bfloat16"' in text
     assert "MB of the device's memory" in text
 
 
 def test_the_named_change_really_helps() -> None:
     with pytest.raises(PlanError, match=r'smallest change that helps: model.dtype = "bfloat16"'):
-        one(device(4.5), run_file(PolicySection()))
+        one(device(6.0), one_row(PolicySection()))
     halved = ModelSection(path="x", max_length=32, dtype="bfloat16")
-    assert one(device(4.5), run_file(PolicySection(), model=halved)).topology is Topology.U
+    assert one(device(6.0), one_row(PolicySection(), model=halved)).topology is Topology.U
 
 
 def test_no_device_and_unknown_targets() -> None:
