@@ -101,7 +101,7 @@ class Fetch(Message, tag="fetch", frozen=True, kw_only=True):
 
     asset: str
     offset: Count
-    size: Count
+    size: Annotated[int, Meta(ge=1, le=1 << 26)]
 
 
 class Chunk(Message, tag="chunk", frozen=True, kw_only=True):

@@ -235,6 +235,11 @@ def test_a_forward_whose_rows_do_not_fit_its_tensor(changes: dict[str, Any], wor
     broken(packet(msgspec.structs.replace(FORWARD, **changes)), words)
 
 
+@pytest.mark.parametrize("size", [-1, 0, 1 << 40])
+def test_a_fetch_asks_for_a_sensible_amount(size: int) -> None:
+    broken(packet(m.Fetch(asset="w", offset=0, size=size), x=H), "not a message")
+
+
 def test_a_step_message_without_its_tensor() -> None:
     broken(packet(FORWARD, x=H), "needs a tensor 'h'")
     broken([bytes(encode(m.Backward(round=0, era=0, step=0))[0])], "needs a tensor 'g', found none")
