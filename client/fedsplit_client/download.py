@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from fedsplit.errors import DataError, Timeout
+from fedsplit.errors import Closed, DataError, RemoteProtocolError, Timeout
 from fedsplit.events import Emit, Progress
 from fedsplit.wire import Packet
 from fedsplit.wire.ends import ClientEnd
@@ -18,7 +19,9 @@ from fedsplit.wire.messages import Asset, Chunk, Fetch, Refuse
 CHUNK_BYTES = 1 << 20
 AHEAD = 4
 """Chunks asked for before the first has come: keeps a slow link busy."""
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
+REPEAT_S = 30.0
+"""What has not come after this long is asked for again."""
 
 
 def fetch_all(end: ClientEnd, assets: Sequence[Asset], folder: Path, *, client: str, run: str, emit: Emit) -> Path:
@@ -50,37 +53,48 @@ def _fetch(end: ClientEnd, asset: Asset, part: Path, *, client: str, run: str, e
     if done > asset.nbytes:
         part.unlink()
         done = 0
-    asked = done
+    asked, silent_s = done, 0.0
     with part.open("ab") as file:
         while done < asset.nbytes:
             while asked < asset.nbytes and asked < done + AHEAD * CHUNK_BYTES:
-                end.send(Fetch(run=run, client=client, asset=asset.name, offset=asked, size=CHUNK_BYTES))
+                with suppress(Closed):  # ``receive`` waits for the way back
+                    end.send(Fetch(run=run, client=client, asset=asset.name, offset=asked, size=CHUNK_BYTES))
                 asked += CHUNK_BYTES
             data = _chunk(end, asset, done)
             if data is None:
+                silent_s += REPEAT_S
+                if silent_s >= PATIENCE_S:
+                    fix = "join again, the download goes on where it stopped"
+                    raise Timeout(f"no bytes of {asset.name} for {silent_s:.0f} s; {fix}")
                 asked = done
                 continue
+            silent_s = 0.0
             file.write(data)
             done += len(data)
             emit(Progress(client=client, what=asset.name, done=done, total=asset.nbytes))
 
 
 def _chunk(end: ClientEnd, asset: Asset, offset: int) -> bytes | None:
-    """The chunk at ``offset``; None when the connection was lost in between and the rest must be asked for again."""
-    for _ in range(int(PATIENCE_S)):
-        packet = end.receive(1.0)
+    """The chunk at ``offset``; None when it was lost on the way and the rest must be asked for again."""
+    for _ in range(int(REPEAT_S)):
+        try:
+            packet = end.receive(1.0)
+        except RemoteProtocolError:
+            return None
         if end.reconnected:
             end.reconnected = False
             return None
         if packet is not None and (data := _data(packet, asset, offset)) is not None:
             return data
-    raise Timeout(f"no bytes of {asset.name} for {PATIENCE_S:.0f} s; join again, the download goes on where it stopped")
+    return None
 
 
 def _data(packet: Packet, asset: Asset, offset: int) -> bytes | None:
     match packet.message:
         case Chunk(asset=name, offset=at) if name == asset.name and at == offset:
             return packet.tensors["data"].data.tobytes()
+        case Refuse(code="protocol"):
+            return None
         case Refuse() as refuse:
             raise DataError(f"{asset.name}: {refuse.reason}")
         case _:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import re
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
-
 from msgspec.structs import replace
+from safetensors.numpy import save_file
 
 from fedsplit import assets as shipped
 from fedsplit.config.run import RunFile
@@ -22,14 +22,19 @@ from fedsplit.events import Emit, Note, silent
 from fedsplit.lora.adapter import flatten
 from fedsplit.plan.types import ClientPlan
 from fedsplit.split.base import Base, open_base
+from fedsplit.state.durable import make_private
+from fedsplit.state.lock import FolderLock
 from fedsplit.state.personal import Personal
 from fedsplit.train.feed import Feed
 from fedsplit.train.part import ClientPart
+from fedsplit.wire.ends import ClientEnd
 from fedsplit.wire.link import JoinLink
+from fedsplit.wire.messages import Bye
 from fedsplit_client.dealer import Dealer
 from fedsplit_client.download import fetch_all
 from fedsplit_client.keys import load_keys
 from fedsplit_client.line import ServerLine
+from fedsplit_client.orderly import OrderlyEnd
 from fedsplit_client.probe import this_device
 from fedsplit_client.session import Offer, Session
 from fedsplit_client.worker import Result, Worker
@@ -82,27 +87,52 @@ def join(
     keys = load_keys(personal.keys)
     profile = profile or this_device(emit=emit)
     with ExitStack() as stack:
-        end = stack.enter_context(Dealer(link, keys))
+        # Before the hello: a second process under this name would take the first one's place at the server.
+        stack.enter_context(_alone(personal, link, name))
+        dealer = stack.enter_context(Dealer(link, keys))
+        end = OrderlyEnd(dealer, name, emit)
         session = Session(end, link, name, profile, topology, emit)
         offer = session.hello()
         kept = personal.run(offer.run.run.name, server=link.server_key.hex() or link.endpoint, client=name)
         stack.enter_context(kept.lock())
-        if not agree(offer, str(data)):
-            raise Refused("you did not agree; nothing of your data was sent")
-        end.patience_s = offer.run.rounds.patience_s
-        with Dealer(link, keys) as bulk:
-            base = base_of(bulk, offer, model, kept.path, name, emit)
-        feed = Feed.open(data, as_planned(offer), base, name)
-        if not feed.dataset.report.clean:
-            emit(Note(client=name, text=str(feed.dataset.report), warning=True))
-        summary = feed.dataset.summary
-        part = ClientPart(base, offer.plan, offer.run, device)
-        line = ServerLine(end, server=link.endpoint, patience_s=offer.run.rounds.patience_s, emit=emit)
-        worker = Worker(name, offer.run, part, feed, line, lambda: session.again(offer, summary), emit)
-        session.accept(offer, summary)
-        result = worker.work()
+        with farewell(end, name):
+            if not agree(offer, str(data)):
+                raise Refused("you did not agree; nothing of your data was sent")
+            dealer.patience_s = offer.run.rounds.patience_s
+            with Dealer(link, keys) as bulk:
+                base = base_of(bulk, offer, model, kept.path, name, emit)
+            feed = Feed.open(data, as_planned(offer), base, name)
+            if not feed.dataset.report.clean:
+                emit(Note(client=name, text=str(feed.dataset.report), warning=True))
+            summary = feed.dataset.summary
+            part = ClientPart(base, offer.plan, offer.run, device)
+            line = ServerLine(
+                end, server=link.endpoint, patience_s=offer.run.rounds.patience_s, emit=emit, client=name
+            )
+            worker = Worker(name, offer.run, part, feed, line, lambda: session.again(offer, summary), emit, kept)
+            session.accept(offer, summary)
+            result = worker.work()
         kept.save(result.round, flatten(result.adapter, result.head), {"base": offer.base, "reason": result.reason})
         return Joined(offer, result, end.up_bytes, end.down_bytes, kept.path)
+
+
+@contextmanager
+def farewell(end: ClientEnd, name: str) -> Iterator[None]:
+    """Whatever ends the block early, the server hears that this client is gone and why, if it can still be told."""
+    try:
+        yield
+    except BaseException as error:
+        # Not its text: that may quote a row.
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
+        with suppress(FedsplitError):
+            end.send(Bye(client=name, reason=reason))
+        raise
+
+
+def _alone(personal: Personal, link: JoinLink, name: str) -> FolderLock:
+    key = hashlib.blake2b(f"{link.endpoint}/{name}".encode(), digest_size=6).hexdigest()
+    folder = make_private(personal.path / "joined" / key)
+    return FolderLock(folder, "client of a server", "stop it, or join under another --name")
 
 
 def save(joined: Joined, path: Path) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from fedsplit.errors import Closed, FedsplitError, Refused, Timeout
-from fedsplit.events import Emit
+from fedsplit.events import Emit, Note
 from fedsplit.events import Waiting as WaitingEvent
 from fedsplit.wire import Packet
 from fedsplit.wire.ends import ClientEnd, Tensors
@@ -25,16 +25,22 @@ from fedsplit.wire.messages import (
     Forward,
     Message,
     Prepare,
+    Received,
     Refuse,
     Start,
+    Update,
     Waiting,
 )
 
 RETRY_S = 10.0
 """A request without an answer is sent again after this long; the server answers a repeat from its ledger."""
-
 IDLE_S = 2.0
 """Between rounds the client says that it is alive this often."""
+DAMAGED = 5
+"""Packets of ours in a row that may reach the server broken."""
+
+_PREPARE, _UPDATE = -1, -2
+"""Keys of the requests that are not a micro-batch's."""
 
 
 class Restart(FedsplitError):
@@ -59,16 +65,20 @@ class ServerLine:
         server: str,
         patience_s: float,
         emit: Emit,
+        client: str = "",
         clock: Callable[[], float] = time.monotonic,
+        retry_s: float = RETRY_S,
     ) -> None:
         self.end = end
         self._server, self._patience_s, self._emit, self._clock = server, patience_s, emit, clock
+        self._client, self._retry_s = client, retry_s
         self._open: dict[int, tuple[Message, Tensors]] = {}
+        self._damaged = 0
 
     def send(self, message: Message, tensors: Tensors) -> None:
-        """Send a step message; it is repeated until answered. Raises Restart when the connection is gone."""
+        """Send a step message; it is repeated until answered. What a lost connection swallows is noticed later."""
         assert isinstance(message, Forward | Backward | Prepare)
-        self._open[-1 if isinstance(message, Prepare) else message.micro] = (message, tensors)
+        self._open[_PREPARE if isinstance(message, Prepare) else message.micro] = (message, tensors)
         self._put(message, tensors)
 
     def receive(self) -> Packet:
@@ -78,7 +88,7 @@ class ServerLine:
         :raises Restart: the connection was lost or the server does not know us (any more).
         :raises Timeout: the server stayed silent for longer than the patience.
         """
-        packet = self._wait(self._patience_s, self._resend, RETRY_S)
+        packet = self._wait(self._patience_s)
         message = packet.message
         if isinstance(message, Exchange):
             self._settle(message)
@@ -86,52 +96,77 @@ class ServerLine:
         raise Interrupt(packet)
 
     def tell(self, message: Message, tensors: Tensors | None = None) -> None:
-        """Send something that is no step message."""
+        """Send something that is no step message. An update is repeated until ``next`` hears that it was received."""
         self._open.clear()
+        if isinstance(message, Update):
+            self._open[_UPDATE] = (message, tensors or {})
         self._put(message, tensors or {})
 
     def next(self, patience_s: float | None = None) -> Packet:
-        """Between steps: the next thing the server wants. Raises like ``receive``."""
-        self._open.clear()
-        return self._wait(patience_s or self._patience_s, self._alive, IDLE_S)
+        """Between steps: the next thing the server wants. Raises like ``receive``, but not Interrupt."""
+        self._open = {key: open for key, open in self._open.items() if key == _UPDATE}
+        return self._wait(patience_s or self._patience_s)
 
-    def _wait(self, patience_s: float, nudge: Callable[[], None], every_s: float) -> Packet:
+    def _wait(self, patience_s: float) -> Packet:
         begun = heard = nudged = self._clock()
         while True:
-            packet = self.end.receive(min(every_s, 1.0))
+            packet = self.end.receive(min(self._every_s, 1.0))
             now = self._clock()
             if self.end.reconnected:
                 raise Restart("the connection came back")
             if packet is not None:
                 heard = now
-                if not self._small_talk(packet):
+                if not self._small_talk(packet.message):
                     return packet
             elif now - heard > patience_s:
                 raise Timeout(
                     f"{self._server} has been silent for {now - heard:.0f} s (waited since {now - begun:.0f} s)"
                 )
-            if now - nudged > every_s:
+            if now - nudged >= self._every_s:
                 nudged = now
-                nudge()
+                self._nudge()
 
-    def _small_talk(self, packet: Packet) -> bool:
-        """Handle what needs no answer; False when the packet is for the caller."""
-        match packet.message:
-            case Alive():
-                return True
+    @property
+    def _every_s(self) -> float:
+        return self._retry_s if self._open else IDLE_S
+
+    def _nudge(self) -> None:
+        """Say everything that has no answer again, or that we are still here."""
+        for message, tensors in list(self._open.values()):
+            self._put(message, tensors)
+        if not self._open:
+            self._put(Alive(), {})
+
+    def _small_talk(self, message: Message) -> bool:
+        """Handle what is not for the caller; False when it is."""
+        match message:
+            case Exchange() | Start() | Evaluate() | Finish():
+                self._damaged = 0
+                return False
             case Waiting() as waiting:
-                self._emit(WaitingEvent(on=waiting.on, what=waiting.what))
-                return True
-            case Refuse(code="hello-first" | "stale") as refuse:
-                raise Restart(refuse.reason)
+                self._emit(WaitingEvent(client=self._client, on=waiting.on, what=waiting.what))
+            case Received() as received:
+                self._open.pop(_UPDATE, None)
+                if received.late:
+                    self._note(f"the update of round {received.round + 1} came too late and was dropped")
             case Refuse() as refuse:
-                raise Refused(f"{self._server}: {refuse.reason}; {refuse.fix}")
+                self._refused(refuse)
             case Bye() as bye:
                 raise Closed(f"{self._server} ended the run: {bye.reason}")
-            case Exchange() | Start() | Evaluate() | Finish():
-                return False
+        return True
+
+    def _refused(self, refuse: Refuse) -> None:
+        match refuse.code:
+            case "hello-first" | "stale":
+                raise Restart(refuse.reason)
+            case "update":
+                self._open.pop(_UPDATE, None)
+                self._note(f"the server left our update out: {refuse.reason}")
+            case "protocol" if self._damaged < DAMAGED:
+                self._damaged += 1
+                self._nudge()
             case _:
-                return False
+                raise Refused(f"{self._server}: {refuse.reason}" + (f"; {refuse.fix}" if refuse.fix else ""))
 
     def _settle(self, message: Exchange) -> None:
         if isinstance(message, Commit | Abort):
@@ -139,12 +174,8 @@ class ServerLine:
         else:
             self._open.pop(message.micro, None)
 
-    def _resend(self) -> None:
-        for message, tensors in list(self._open.values()):
-            self._put(message, tensors)
-
-    def _alive(self) -> None:
-        self._put(Alive(), {})
+    def _note(self, text: str) -> None:
+        self._emit(Note(client=self._client, text=text, warning=True))
 
     def _put(self, message: Message, tensors: Tensors) -> None:
         try:

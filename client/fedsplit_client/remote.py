@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from fedsplit.train.predict import Predictor, last_logits
 from fedsplit.train.step import At
 from fedsplit.train.tokenizer import load_tokenizer
 from fedsplit.wire.link import JoinLink
-from fedsplit.wire.messages import DataSummary, Finish, Forward, Hidden
+from fedsplit.wire.messages import Bye, DataSummary, Finish, Forward, Hidden
 from fedsplit_client.dealer import Dealer
 from fedsplit_client.join import base_of, host_name
 from fedsplit_client.keys import load_keys
 from fedsplit_client.line import Interrupt, ServerLine
+from fedsplit_client.orderly import OrderlyEnd
 from fedsplit_client.probe import this_device
 from fedsplit_client.session import Offer, Session
 from fedsplit_client.worker import factors
@@ -53,7 +54,7 @@ def remote_predictor(
     personal = Personal(state)
     keys = load_keys(personal.keys)
     with ExitStack() as stack:
-        end = stack.enter_context(Dealer(parsed, keys))
+        end = OrderlyEnd(stack.enter_context(Dealer(parsed, keys)), name, emit)
         session = Session(end, parsed, name, profile or this_device(emit=emit), topology, emit)
         offer = session.hello()
         kept = personal.run(offer.run.run.name, server=parsed.server_key.hex() or parsed.endpoint, client=name)
@@ -62,6 +63,7 @@ def remote_predictor(
         part = ClientPart(base, offer.plan, offer.run, device)
         line = ServerLine(end, server=parsed.endpoint, patience_s=60.0, emit=emit)
         session.accept(offer, DataSummary(train_examples=0))
+        stack.callback(_leave, end, name)
         answer = line.next(30.0)
         if not isinstance(answer.message, Finish):
             raise LinkError(f"{parsed.endpoint} is still training; ask again when the run is done")
@@ -70,6 +72,11 @@ def remote_predictor(
         section = offer.run.model
         encode = load_tokenizer(base.folder)
         yield Predictor(section.task, section.labels, section.max_length, encode, remote.logits)
+
+
+def _leave(end: OrderlyEnd, name: str) -> None:
+    with suppress(LinkError):
+        end.send(Bye(client=name, reason="answered"))
 
 
 class _Remote:
@@ -98,7 +105,7 @@ class _Remote:
         at = At(
             run=self._offer.run.run.name,
             client=self._name,
-            round=-1,
+            round=0,
             era=0,
             step=0,
             first_step=0,

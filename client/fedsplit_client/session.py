@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -9,15 +12,19 @@ import msgspec
 from fedsplit import __version__
 from fedsplit.config.run import RunFile
 from fedsplit.devices.profile import DeviceProfile
-from fedsplit.errors import ConfigError, LinkError, PlanError, Refused, RemoteProtocolError, Timeout
+from fedsplit.errors import Closed, ConfigError, LinkError, PlanError, Refused, RemoteProtocolError, Timeout
 from fedsplit.events import Emit, Note
 from fedsplit.plan.types import ClientPlan
 from fedsplit.wire.ends import ClientEnd
 from fedsplit.wire.link import JoinLink
-from fedsplit.wire.messages import Accept, Asset, DataSummary, Hello, Message, Refuse, Welcome
+from fedsplit.wire.messages import Accept, Asset, DataSummary, Hello, Refuse, Welcome
 
 ANSWER_S = 60.0
 """The server plans and hashes files before it answers a first hello."""
+REPEAT_S = 10.0
+"""A hello without an answer is said again after this long."""
+DAMAGED = 3
+"""Broken answers to one hello that end the attempt: one may be chance, three are another version or program."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +39,28 @@ class Offer:
 
 
 class Session:
-    """One client's standing with one server."""
+    """One client's standing with one server. ``patience_s``: how long ``again`` keeps trying."""
 
     def __init__(
-        self, end: ClientEnd, link: JoinLink, name: str, profile: DeviceProfile, topology: str, emit: Emit
+        self,
+        end: ClientEnd,
+        link: JoinLink,
+        name: str,
+        profile: DeviceProfile,
+        topology: str,
+        emit: Emit,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._end, self._link, self._name, self._emit = end, link, name, emit
-        self._profile, self._topology = profile, topology
+        self._profile, self._topology, self._clock = profile, topology, clock
 
     def hello(self) -> Offer:
         """Ask to join.
 
         :raises Refused: the server said no, and why. :raises PlanError: no plan fits this device.
+        :raises ConfigError: a name or invitation that this server does not take.
+        :raises RemoteProtocolError: it speaks another protocol version.
         :raises Timeout: it accepted the connection but did not answer.
         """
         hello = Hello(
@@ -54,8 +71,6 @@ class Session:
             profile=self._profile,
         )
         welcome = self._ask(hello)
-        if not isinstance(welcome, Welcome):
-            raise RemoteProtocolError(f"{self._link.endpoint} answered hello with {type(welcome).__name__}")
         try:
             run = msgspec.json.decode(welcome.run_file, type=RunFile)
             plan = msgspec.json.decode(welcome.plan, type=ClientPlan)
@@ -65,16 +80,24 @@ class Session:
 
     def accept(self, offer: Offer, data: DataSummary) -> None:
         """The owner agreed; from now on the server may start rounds."""
-        self._end.send(Accept(run=offer.run.run.name, client=self._name, base=offer.base, data=data))
+        # A connection that is lost now comes back as ``reconnected``, and then everything is said again.
+        with suppress(Closed):
+            self._end.send(Accept(run=offer.run.run.name, client=self._name, base=offer.base, data=data))
 
     def again(self, offer: Offer, data: DataSummary) -> None:
-        """After the link was new: the same job, or an error when the server now offers another."""
+        """After the link was new: the same job, or an error when the server now offers another.
+
+        :raises Timeout: no answer for longer than the run's patience.
+        """
+        begun = self._clock()
         while True:
             self._end.reconnected = False
             try:
                 now = self.hello()
                 break
             except Timeout as error:
+                if self._clock() - begun > offer.run.rounds.patience_s:
+                    raise
                 self._emit(Note(client=self._name, text=f"{error}; trying again", warning=True))
         if now.base != offer.base:
             raise Refused(f"{self._link.endpoint} now serves another base model; join again")
@@ -82,25 +105,43 @@ class Session:
             raise Refused(f"{self._link.endpoint} now has another plan for {self._name}; join again to see it")
         self.accept(now, data)
 
-    def _ask(self, message: Message) -> Message:
-        self._end.send(message)
-        for _ in range(int(ANSWER_S)):
-            packet = self._end.receive(1.0)
-            if self._end.reconnected:
+    def _ask(self, hello: Hello) -> Welcome:
+        begun, said, damaged = self._clock(), -REPEAT_S, 0
+        while (now := self._clock()) - begun < ANSWER_S:
+            if self._end.reconnected or now - said >= REPEAT_S:
                 self._end.reconnected = False
-                self._end.send(message)
-            if packet is None:
+                with suppress(Closed):  # ``receive`` waits for the way back, and gives up in time
+                    self._end.send(hello)
+                    said = now
+            try:
+                packet = self._end.receive(1.0)
+            except RemoteProtocolError:
+                damaged += 1
+                if damaged == DAMAGED:
+                    raise
+                said = -REPEAT_S
                 continue
-            if isinstance(packet.message, Refuse):
-                raise refused(packet.message, self._link.endpoint)
-            if isinstance(packet.message, Welcome):
-                return packet.message
-        raise Timeout(f"{self._link.endpoint} did not answer within {ANSWER_S:.0f} s")
+            match packet.message if packet is not None else None:
+                case Welcome() as welcome:
+                    return welcome
+                case Refuse(code="protocol") as refuse:
+                    damaged += 1
+                    if damaged == DAMAGED:
+                        raise refused(refuse, self._link.endpoint)
+                    said = -REPEAT_S
+                case Refuse() as refuse:
+                    raise refused(refuse, self._link.endpoint)
+        raise Timeout(f"{self._link.endpoint} did not answer within {ANSWER_S:.0f} s; look at the server's terminal")
 
 
-def refused(refuse: Refuse, server: str) -> LinkError | PlanError | ConfigError:
+def refused(refuse: Refuse, server: str) -> LinkError | PlanError | ConfigError | RemoteProtocolError:
     """The exception of a refusal, by blame."""
     text = f"{server} refused: {refuse.reason}" + (f"; {refuse.fix}" if refuse.fix else "")
-    if refuse.code == "no-plan":
-        return PlanError(text)
-    return ConfigError(text) if refuse.code in ("bad-name", "bad-invite", "name-taken") else Refused(text)
+    match refuse.code:
+        case "no-plan":
+            return PlanError(text)
+        case "bad-name" | "bad-invite" | "name-taken":
+            return ConfigError(text)
+        case "protocol":
+            return RemoteProtocolError(text)
+    return Refused(text)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fedsplit.config.run import RunFile
-from fedsplit.errors import LinkError
+from fedsplit.errors import LinkError, Refused
 from fedsplit.events import Emit, Measured, Note, RoundStarted, StepDone
 from fedsplit.lora.adapter import Adapter, Head, flatten, unflatten
+from fedsplit.state.personal import ClientRun
 from fedsplit.train.batch import Batch
 from fedsplit.train.evaluate import evaluate, through
 from fedsplit.train.feed import Feed
@@ -20,6 +21,11 @@ from fedsplit.train.step import At, Outcome, SplitStep, local_step
 from fedsplit.wire import Packet, WireTensor
 from fedsplit.wire.messages import Bye, Evaluate, Finish, Report, Start, Update
 from fedsplit_client.line import Interrupt, Restart, ServerLine
+
+RESTARTS = 20
+"""Times in a row that a client starts over without finishing a round or a measurement."""
+BEFORE = -1
+"""Stands for the measurement before training among those after a round."""
 
 
 @dataclass
@@ -36,7 +42,10 @@ class Result:
 
 
 class Worker:
-    """One client in one run. ``rejoin`` says hello again after the link was new, and returns when accepted."""
+    """One client in one run. ``rejoin`` says hello again after the link was new, and returns when accepted.
+
+    ``kept`` is where the numbers of a run outlive this process.
+    """
 
     def __init__(
         self,
@@ -47,14 +56,20 @@ class Worker:
         line: ServerLine,
         rejoin: Callable[[], None],
         emit: Emit,
+        kept: ClientRun | None = None,
     ) -> None:
         self._name, self._run, self._part, self._feed = name, run, part, feed
-        self._line, self._rejoin, self._emit = line, rejoin, emit
+        self._line, self._rejoin, self._emit, self._kept = line, rejoin, emit, kept
         self._measured: dict[int, dict[str, float]] = {}
-        self._before: dict[str, float] = {}
+        self._report: Report | None = None
+        self._restarts = 0
+        self._recall()
 
     def work(self) -> Result:
-        """Until the server says that training is over. Raises LinkError when it is out of reach for too long."""
+        """Until the server says that training is over.
+
+        :raises LinkError: the server is out of reach for too long, or refuses what this client does, time and again.
+        """
         packet: Packet | None = None
         while True:
             try:
@@ -67,8 +82,14 @@ class Worker:
                 packet = interrupt.packet
             except Restart as restart:
                 packet = None
-                self._emit(Note(client=self._name, text=f"{restart}; joining again"))
-                self._rejoin()
+                self._again(restart)
+
+    def _again(self, restart: Restart) -> None:
+        self._restarts += 1
+        if self._restarts > RESTARTS:
+            raise Refused(f"joined again {RESTARTS} times without getting anywhere; the last reason was: {restart}")
+        self._emit(Note(client=self._name, text=f"{restart}; joining again"))
+        self._rejoin()
 
     def _do(self, packet: Packet) -> Result | None:
         match packet.message:
@@ -96,6 +117,7 @@ class Worker:
             steps=start.steps,
         )
         self._line.tell(update, wired(*self._part.read()))
+        self._restarts = 0
 
     def _step(self, start: Start, step: int, batches: Sequence[Batch]) -> int:
         """Train one step; the rows that counted (none, when both sides dropped it)."""
@@ -137,15 +159,17 @@ class Worker:
         )
 
     def _evaluate(self, asked: Evaluate, packet: Packet) -> None:
+        before = self._report
+        if before is not None and (before.round, before.phase) == (asked.round, asked.phase):
+            self._line.tell(before)  # the server has not heard it
+            return
         self._part.load(*factors(packet))
         start = Start(round=asked.round, era=0, steps=0, first_step=0, base_version=0, adapter_version=0)
         far = through(self._line, self._part, self._at(start, 0))
         metrics, examples = evaluate(self._part, self._feed.test(), len(self._run.model.labels), far)
-        if asked.phase == "before":
-            self._before = metrics
-        self._measured[asked.round] = metrics
+        self._keep(asked, metrics)
         self._emit(Measured(client=self._name, round=asked.round, phase=asked.phase, metrics=metrics))
-        report = Report(
+        self._report = Report(
             run=self._run.run.name,
             client=self._name,
             round=asked.round,
@@ -153,14 +177,28 @@ class Worker:
             metrics=metrics,
             examples=examples,
         )
-        self._line.tell(report)
+        self._line.tell(self._report)
+        self._restarts = 0
 
     def _finish(self, finish: Finish, packet: Packet) -> Result:
         adapter, head = factors(packet)
         with contextlib.suppress(LinkError):
             self._line.tell(Bye(run=self._run.run.name, client=self._name, reason="finished"))
-        after = self._measured.get(finish.round, {})
-        return Result(adapter, head, finish.round, finish.reason, self._before, after, finish.metrics)
+        before, after = self._measured.get(BEFORE, {}), self._measured.get(finish.round, {})
+        return Result(adapter, head, finish.round, finish.reason, before, after, finish.metrics)
+
+    def _keep(self, asked: Evaluate, metrics: dict[str, float]) -> None:
+        if asked.phase == "before":
+            self._measured = {BEFORE: metrics}
+        self._measured[asked.round] = metrics
+        if self._kept is not None:
+            rows = {str(round): one for round, one in self._measured.items()}
+            self._kept.save(asked.round, {}, {"measured": rows})
+
+    def _recall(self) -> None:
+        newest = self._kept.load() if self._kept is not None else None
+        rows = newest.meta.get("measured", {}) if newest is not None else {}
+        self._measured = {int(round): dict(one) for round, one in rows.items()}
 
 
 def factors(packet: Packet) -> tuple[Adapter, Head]:

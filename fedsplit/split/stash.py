@@ -1,4 +1,4 @@
-"""What a body keeps between a forward and its backward, within a byte budget: the oldest entry goes first."""
+"""What a body keeps between a forward and its backward, within a byte budget: the oldest first attempt goes first."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class Stash:
         self._kept[key] = kept
         self.nbytes += kept.nbytes
         while self.nbytes > self.budget_bytes and len(self._kept) > 1:
-            self.pop(next(iter(self._kept)))
+            # The first of equals is the oldest. What was evicted before goes last: else two clients that share too
+            # little room could evict each other forever.
+            self.pop(min(self._kept, key=lambda key: self._kept[key].attempt))
             self.evicted += 1
 
     def pop(self, key: Key) -> Kept | None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsplit.config.run import TrainSection
@@ -48,10 +50,15 @@ class Copy:
         for value in self.params.values():
             value.grad = None
 
-    def overwrite(self, params: Mapping[str, Tensor]) -> None:
-        """New values in place: the optimiser keeps its state."""
-        for name, value in params.items():
-            self.params[name].data.copy_(value.data)
+    def optimizer(self) -> dict[str, NDArray[Any]]:
+        """The optimiser's state by ``tensor name/slot``."""
+        return self._optimizer.arrays() if self._optimizer is not None else {}
+
+    def resume(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take over the state of the tensors that are here."""
+        mine = {key: array for key, array in arrays.items() if key.rsplit("/", 1)[0] in self.params}
+        if self._optimizer is not None and mine:
+            self._optimizer.load(mine)
 
 
 class Copies:
@@ -59,9 +66,15 @@ class Copies:
 
     Together-batches accumulate each client's gradient in leaves of its own that share storage with the common copy,
     and are summed in name order at the commit: the result does not depend on who answered first.
+
+    ``kept``: what ``keep`` returned before a stop. The common optimiser goes on from the last committed round, never
+    from a round that was dropped or is repeated.
     """
 
-    def __init__(self, segment: Segment, mode: str, train: TrainSection) -> None:
+    def __init__(
+        self, segment: Segment, mode: str, train: TrainSection, kept: Mapping[str, NDArray[Any]] | None = None
+    ) -> None:
+        self._kept = dict(kept or {})
         self.shared = mode != "per-client"
         self._together = mode == "shared-concat"
         self._segment, self._train = segment, train
@@ -71,7 +84,7 @@ class Copies:
 
     def open_round(self, adapter: Adapter, head: Head, members: Mapping[str, Held]) -> None:
         """Every member starts from the global factors. In shared modes the optimiser's state stays."""
-        self._leaves, self._owners = {}, {}
+        self._leaves, self._owners, self._common = {}, {}, None
         if self.shared and members:
             self._open_common(adapter, head, members)
         for name, held in members.items():
@@ -121,15 +134,17 @@ class Copies:
             return None
         return *read(self._common.params, self._segment), self._common.examples
 
+    def keep(self) -> dict[str, NDArray[Any]]:
+        """The round is committed: the next one goes on from the common optimiser as it is now. Returns its state."""
+        if self._common is not None:
+            self._kept |= self._common.optimizer()
+        return dict(self._kept)
+
     def _open_common(self, adapter: Adapter, head: Head, members: Mapping[str, Held]) -> None:
         spans = members.values()
         widest = Held(min(h.lo for h in spans), max(h.hi for h in spans), any(h.head for h in spans))
-        params = self._write(adapter, head, widest)
-        if self._common is None or self._common.params.keys() != params.keys():
-            self._common = Copy(params, self._train)
-        self._common.overwrite(params)
-        self._common.drop()
-        self._common.examples = 0
+        self._common = Copy(self._write(adapter, head, widest), self._train)
+        self._common.resume(self._kept)
 
     def _gathered(self, names: Sequence[str]) -> Copy:
         """The owner's copy with the names' gradients summed into it."""
@@ -145,4 +160,6 @@ class Copies:
         return {name: value.detach().requires_grad_() for name, value in params.items()}
 
     def _write(self, adapter: Adapter, head: Head, held: Held) -> dict[str, Tensor]:
-        return write(select(adapter, layers=range(held.lo, held.hi)), head if held.head else {}, self._segment)
+        # Adapted modules outside the layers (-1) that this segment has belong to the head.
+        layers = {-1, *range(held.lo, held.hi)} if held.head else set(range(held.lo, held.hi))
+        return write(select(adapter, layers=layers), head if held.head else {}, self._segment)

@@ -23,11 +23,11 @@ from fedsplit.config.run import RunFile, Task
 from fedsplit.errors import ConfigError, Problem
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import LowRank
-from fedsplit.method import stored
 from fedsplit.method.record import GlobalState
 from fedsplit.split.base import Base, open_base
 from fedsplit.split.lora import key_of, save_peft
 from fedsplit.state.rundir import RunDir
+from fedsplit.train.kept import state_of
 
 CARD = "fedsplit.json"
 
@@ -78,7 +78,7 @@ def of_run(folder: Path, round: int | None = None) -> tuple[RunFile, GlobalState
     if kept is None:
         raise ConfigError([Problem("--round", str(chosen), "a round whose checkpoint was kept, or leave it out")])
     run = loads(here.run_toml.read_text("utf-8"), str(here.run_toml))
-    return run, stored.unpack(kept.arrays, kept.meta["state"]), dict(newest.meta["best_metrics"])
+    return run, state_of(kept), dict(newest.meta["best_metrics"])
 
 
 def export(folder: Path, out: Path, round: int | None = None) -> Card:

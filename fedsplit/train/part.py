@@ -41,6 +41,7 @@ class ClientPart:
                 lora=run.lora,
                 dtype=run.model.dtype,
                 device=device,
+                train_head=run.model.head != "frozen",
             )
             for span in client_spans(plan, base.num_layers)
         ]

@@ -83,9 +83,14 @@ def dropout(run_seed: int, client: str, global_step: int, micro: int) -> Dropout
     return Dropout((run_seed, client, global_step, micro, "dropout"))
 
 
+def label_tokens(batches: Sequence[Batch]) -> int:
+    """What the step's loss is divided by; at least 1, so that a step without any label is one without a gradient."""
+    return max(1, sum(batch.label_tokens for batch in batches))
+
+
 def local_step(part: ClientPart, batches: Sequence[Batch], rate: float, at: At, seed: int) -> Outcome:
     """The step of a client that holds everything. Arithmetic and order are those of the split step."""
-    tokens = sum(batch.label_tokens for batch in batches)
+    tokens = label_tokens(batches)
     total = 0.0
     for micro, batch in enumerate(batches):
         loss = part.loss(batch, tokens, dropout(seed, at.client, at.first_step + at.step, micro))
@@ -138,7 +143,7 @@ class SplitStep:
 
     @property
     def _tokens(self) -> int:
-        return sum(batch.label_tokens for batch in self.batches)
+        return label_tokens(self.batches)
 
     @property
     def _examples(self) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Callable
+from pathlib import PurePath
 
 import msgspec
 
-from fedsplit.config.run import RunFile
+from fedsplit import assets
+from fedsplit.config.run import RunFile, ServerDataSection, ServerSection
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import FedsplitError, PlanError
 from fedsplit.plan.types import ClientPlan
@@ -21,6 +23,22 @@ SILENT_S = 10.0
 
 Planner = Callable[[str, DeviceProfile, DataSummary, str], ClientPlan]
 """(name, profile, data, topology the owner insists on or "") → plan; raises PlanError where nothing fits."""
+
+
+def public(run: RunFile, client: str) -> RunFile:
+    """The run file as ``client`` may see it: what it trains, nothing about the operator's folders or other clients."""
+    change = msgspec.structs.replace
+    own = tuple(change(one, data="", device="") for one in run.clients if one.name == client)
+    path = run.model.path if run.model.path in assets.NAMES else PurePath(run.model.path).name
+    return change(
+        run,
+        run=change(run.run, dir=""),
+        model=change(run.model, path=path),
+        server=ServerSection(adapters=run.server.adapters, curve=run.server.curve),
+        server_data=ServerDataSection(),
+        method=change(run.method, name=PurePath(run.method.name).name),
+        clients=own,
+    )
 
 
 class Admission:
@@ -49,14 +67,14 @@ class Admission:
             plan = self._planner(hello.client, hello.profile, data, hello.topology)
             assets = self._offer(plan)
         except PlanError as error:
-            return Refuse(code="no-plan", reason=str(error), fix="free some memory, or ask the operator")
+            return Refuse(code="no-plan", reason=str(error), fix="ask the operator, or join from a device with more to give")
         except FedsplitError as error:
             return Refuse(code="server", reason=str(error), fix="tell the operator")
         self._roster.put(Member(hello.client, identity, public_key, hello.profile, plan, data, now))
         return Welcome(
             run=self._run.run.name,
             client=hello.client,
-            run_file=msgspec.json.encode(self._run),
+            run_file=msgspec.json.encode(public(self._run, hello.client)),
             plan=msgspec.json.encode(plan),
             base=self._base,
             assets=assets,
@@ -64,7 +82,7 @@ class Admission:
         )
 
     def _refusal(self, identity: bytes, public_key: str, hello: Hello, now: float) -> Refuse | None:
-        if not hmac.compare_digest(hello.invite, self._invite):
+        if not hmac.compare_digest(hello.invite.encode(), self._invite.encode()):
             return Refuse(code="bad-invite", reason="the key in the join line is not this run's", fix="copy it again")
         if not NAME.fullmatch(hello.client):
             return Refuse(

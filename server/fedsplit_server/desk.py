@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from fedsplit.config.run import RunFile
 from fedsplit.errors import Lost, RemoteProtocolError
@@ -37,6 +38,7 @@ from fedsplit.wire.messages import (
     Missing,
     Prepare,
 )
+from fedsplit_server.content import check_content
 from fedsplit_server.gates import Free, Gate, Parked, gate
 
 
@@ -53,11 +55,12 @@ class Out:
 
 @dataclass(frozen=True)
 class Seat:
-    """What the desk knows of one client: its layers here, and whether its front wants a gradient."""
+    """What the desk knows of one client: its layers here, whether its front wants a gradient, its attempt (era)."""
 
     held: Held
     front_trains: bool
     labels_here: bool
+    era: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,6 @@ class Opened:
     """The round that the desk serves."""
 
     round: int
-    era: int
     first_step: int
     steps: int
     base_version: int
@@ -120,13 +122,15 @@ class Desk:
         """
         message = packet.message
         assert isinstance(message, Exchange)
-        self._check(name, message)
+        self._check(name, packet)
         self._last[name] = message
         self._parked.append(Parked(name, packet))
         return self._drain()
 
     def complete(self, updates: Mapping[str, ClientUpdate]) -> list[ClientUpdate]:
         """The clients' updates with what the server trained for them; a shared copy is an update of its own."""
+        if not updates:
+            return []
         if self._copies.shared:
             common = self._copies.collect_common()
             if common is None:
@@ -143,17 +147,24 @@ class Desk:
         adapter, head = self._copies.collect(name)
         return replace(update, adapter={**update.adapter, **adapter}, head={**update.head, **head})
 
+    def keep(self) -> dict[str, NDArray[Any]]:
+        """The round is committed: what the shared copy's optimiser starts the next one from, for the checkpoint."""
+        return self._copies.keep()
+
     def waits_for(self) -> tuple[str, ...]:
+        """Whom the parked messages wait for."""
         return self._gate.waits_for(self._parked)
 
-    def _check(self, name: str, message: Exchange) -> None:
+    def _check(self, name: str, packet: Packet) -> None:
         opened, seat = self._opened, self._seats.get(name)
+        message = packet.message
+        assert isinstance(message, Exchange)
         if opened is None or seat is None:
             raise RemoteProtocolError(f"{name} sent {type(message).__name__} but no round is open for it")
         found = (message.round, message.era, message.base_version, message.adapter_version, tuple(message.cut))
         wanted = (
             opened.round,
-            opened.era,
+            seat.era,
             opened.base_version,
             opened.adapter_version,
             (seat.held.lo, seat.held.hi),
@@ -161,6 +172,9 @@ class Desk:
         if found != wanted:
             names = "round, era, base version, adapter version, cut"
             raise RemoteProtocolError(f"{name} is at ({names}) = {found}, the server at {wanted}; join again")
+        check_content(
+            message, packet.tensors, self._run.model, self._engine.segment.base, labels_here=seat.labels_here
+        )
 
     def _drain(self) -> list[Out]:
         outs: list[Out] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedsplit.config.run import Task
+from fedsplit.config.run import ModelSection
 from fedsplit.lora.adapter import Adapter, Head
 from fedsplit.split.engine import Engine, ForwardJob
 from fedsplit.split.lora import write
@@ -16,14 +16,15 @@ from fedsplit.train.evaluate import score
 from fedsplit.train.predict import at_last
 from fedsplit.wire import Packet, WireTensor
 from fedsplit.wire.messages import Forward, Hidden
+from fedsplit_server.content import check_content
 from fedsplit_server.desk import Out, Seat, key, rows_of, where
 
 
 class Inference:
     """Answers ``Forward(train=False)`` with the body's output, or with logits where the head is here (``v``)."""
 
-    def __init__(self, engine: Engine, task: Task) -> None:
-        self._engine, self._task = engine, task
+    def __init__(self, engine: Engine, model: ModelSection) -> None:
+        self._engine, self._model, self._task = engine, model, model.task
         self._params: dict[str, Tensor] = {}
 
     def use(self, adapter: Adapter, head: Head) -> None:
@@ -31,9 +32,14 @@ class Inference:
         self._params = write(adapter, head, self._engine.segment)
 
     def answer(self, name: str, seat: Seat, packet: Packet) -> Out:
-        """(N, D) hidden states; in topology ``v`` the summed ``loss`` (1,) and, for classes and numbers, ``logits``."""
+        """(N, D) hidden states; in topology ``v`` the summed ``loss`` (1,) and, for classes and numbers, ``logits``.
+
+        :raises RemoteProtocolError: the tensors do not fit the model.
+        """
         message = packet.message
         assert isinstance(message, Forward)
+        base = self._engine.segment.base
+        check_content(message, packet.tensors, self._model, base, labels_here=seat.labels_here)
         job = ForwardJob(
             key=key(name, message),
             rows=rows_of(message),

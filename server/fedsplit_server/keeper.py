@@ -5,23 +5,23 @@ The state in memory and the newest checkpoint are always the same round, so a cr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import msgspec
+from numpy.typing import NDArray
 
 from fedsplit.config.run import RunFile
 from fedsplit.events import Emit, Event, Joined, Left, Measured, Note, RoundClosed, RoundStarted, StepDone
-from fedsplit.method import stored
 from fedsplit.method.record import ClientUpdate, GlobalState, Method, Phases
 from fedsplit.plan.types import ClientPlan
 from fedsplit.state.journal import Journal
 from fedsplit.state.rundir import RunDir
+from fedsplit.train import kept
 from fedsplit.train.metrics import combine
 from fedsplit.train.round import refuse_stranger, run_round
 from fedsplit.train.selection import Selection, metric_of
-from fedsplit_server.coordinator import Verdict
 from fedsplit_server.rounds import OpenMeasure, OpenRound
 
 Validate = Callable[[GlobalState], dict[str, float]]
@@ -44,7 +44,8 @@ class Keeper:
         self._validate = validate
         self._selection = Selection(metric=metric_of(run.model.task, run.evaluate.metric))
         self._best_metrics: dict[str, float] = {}
-        self.measured_before = False
+        self._judged: int | None = None
+        self.optimizer: dict[str, NDArray[Any]] = {}
         self.state = first
         self._best = first
         if not self._restore():
@@ -54,17 +55,36 @@ class Keeper:
         """:raises Refused: the update does not belong to this state."""
         refuse_stranger(self.state, update)
 
-    def close_round(self, opened: OpenRound, updates: list[ClientUpdate], now: float) -> list[str]:
+    @property
+    def due(self) -> str:
+        """``before`` until there is a first measurement, ``round`` after a round that ``evaluate.every`` names."""
+        if self._judged is None:
+            return "before"
+        done, every = self.state.round, self._run.evaluate.every
+        named = done >= self._run.train.rounds or (every > 0 and done % every == 0)
+        return "round" if done > self._judged and named else ""
+
+    @property
+    def over(self) -> str:
+        """Why nothing is left to train; empty: something is."""
+        patience = self._run.evaluate.patience
+        if self._selection.stop(patience):
+            return f"no better {self._selection.metric} for {patience} evaluations"
+        return "all rounds done" if self.state.round >= self._run.train.rounds and not self.due else ""
+
+    def close_round(
+        self, opened: OpenRound, updates: list[ClientUpdate], optimizer: Mapping[str, NDArray[Any]]
+    ) -> list[str]:
         """Merge, checkpoint; notes on what was left out."""
         policy = self._run.model.head
         state = run_round(self.state, updates, self._method, head_policy=policy, seed=self._run.run.seed)
         # A round whose result is not usable counts as held: the state stays, the run goes on.
-        self.state = replace(state, round=opened.round + 1)
+        self.state, self.optimizer = replace(state, round=opened.round + 1), dict(optimizer)
         self._save()
         return list(state.notes)
 
-    def judge(self, measured: OpenMeasure) -> Verdict:
-        """Combine the clients' numbers, keep the best state by validation, say whether to stop."""
+    def judge(self, measured: OpenMeasure) -> None:
+        """Combine the clients' numbers and keep the best state by validation."""
         combined = combine(measured.reports)
         metrics = combined.flat()
         if self._validate is not None:
@@ -74,7 +94,7 @@ class Keeper:
             self._journal.metric(measured.round, measured.phase, values, client=name, examples=examples)
         self._journal.metric(measured.round, measured.phase, metrics, examples=combined.examples)
         self._emit(Measured(round=measured.round, phase=measured.phase, metrics=metrics))
-        return Verdict(metrics, self._select(measured, metrics))
+        self._select(measured, metrics)
 
     def best(self) -> tuple[GlobalState, dict[str, float]]:
         """The state that validation chose, else the last one."""
@@ -115,8 +135,8 @@ class Keeper:
     def planned(self, plan: ClientPlan) -> None:
         self._journal.plan(self.state.round, plan.client, plan)
 
-    def _select(self, measured: OpenMeasure, metrics: dict[str, float]) -> str:
-        self.measured_before = True
+    def _select(self, measured: OpenMeasure, metrics: dict[str, float]) -> None:
+        self._judged = measured.round
         name = self._selection.metric
         value = metrics.get(f"server_{name}", metrics.get(name))
         if value is None:
@@ -126,16 +146,13 @@ class Keeper:
             if self._selection.best_round == measured.round:
                 self._best, self._best_metrics = self.state, metrics
         self._save()
-        if self._selection.stop(self._run.evaluate.patience):
-            return f"no better {name} for {self._run.evaluate.patience} evaluations"
-        return ""
 
     def _save(self) -> None:
-        arrays, meta = stored.pack(self.state)
-        kept = {"best": self._selection.best_round, "measured_before": self.measured_before}
+        arrays, counters = kept.pack(self.state, self.optimizer)
         facts = {
-            "state": meta,
-            **kept,
+            "state": counters,
+            "best": self._selection.best_round,
+            "judged": self._judged,
             "selection": msgspec.to_builtins(self._selection),
             "best_metrics": self._best_metrics,
         }
@@ -143,28 +160,28 @@ class Keeper:
         self._folder.save(self.state.round, arrays, facts, best=best)
 
     def _restore(self) -> bool:
-        kept = self._folder.load()
-        if kept is None:
+        newest = self._folder.load()
+        if newest is None:
             return False
-        for warning in kept.warnings:
+        for warning in newest.warnings:
             self._emit(Note(text=warning, warning=True))
-        self.state = self._best = stored.unpack(kept.arrays, kept.meta["state"])
-        self.measured_before = bool(kept.meta["measured_before"])
-        self._selection = _selection(kept.meta["selection"], self._selection.metric)
-        self._best_metrics = {
-            name: float(value) for name, value in kept.meta["best_metrics"].items() if value is not None
-        }
+        self.state = self._best = kept.state_of(newest)
+        self.optimizer = kept.optimizer_of(newest)
+        self._judged = newest.meta["judged"]
+        self._selection = _selection(newest.meta["selection"], self._selection.metric)
+        metrics = newest.meta["best_metrics"]
+        self._best_metrics = {name: float(value) for name, value in metrics.items() if value is not None}
         chosen = self._selection.best_round
         if chosen is not None and (best := self._folder.load(chosen, exact=True)) is not None:
-            self._best = stored.unpack(best.arrays, best.meta["state"])
+            self._best = kept.state_of(best)
         return True
 
 
-def _selection(kept: dict[str, Any], metric: str) -> Selection:
-    best = kept["best"]
+def _selection(facts: dict[str, Any], metric: str) -> Selection:
+    best = facts["best"]
     return Selection(
         metric=metric,
-        best_round=kept["best_round"],
+        best_round=facts["best_round"],
         best=float("nan") if best is None else float(best),
-        since=int(kept["since"]),
+        since=int(facts["since"]),
     )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.plan.types import ClientPlan, Topology
 from fedsplit.train.copies import Held
 from fedsplit.wire.messages import DataSummary
+from fedsplit.wire.session import Role, Session
 
 
 @dataclass
 class Member:
-    """One client. ``ready`` once its owner accepted the plan; ``here`` until it leaves or falls silent."""
+    """One client. ``ready`` once its owner accepted the plan; ``here`` until it leaves or falls silent.
+
+    ``finished``: it has the result, or left for good. ``written_s``: when it was last told what to do.
+    """
 
     name: str
     identity: bytes
@@ -25,6 +29,8 @@ class Member:
     ready: bool = False
     here: bool = True
     finished: bool = False
+    written_s: float = float("-inf")
+    session: Session = field(default_factory=lambda: Session(Role.SERVER))
 
     @property
     def held_by_server(self) -> Held | None:

@@ -10,22 +10,31 @@ from fedsplit.method.record import ClientUpdate
 
 @dataclass
 class OpenRound:
-    """A round that waits for updates. Times are seconds on the caller's clock."""
+    """A round that waits for updates. Times are seconds on the caller's clock.
+
+    ``eras`` tells the attempts at this round apart, client by client: one that was lost begins a new one, and what it
+    sent before belongs to none. ``refused`` maps to the reason why an update did not count.
+    """
 
     round: int
-    era: int
-    participants: tuple[str, ...]
+    eras: dict[str, int]
     opened_s: float
     deadline_s: float
     quorum: int
     updates: dict[str, ClientUpdate] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        return tuple(self.eras)
 
     def missing(self) -> tuple[str, ...]:
-        return tuple(name for name in self.participants if name not in self.updates)
+        return tuple(name for name in self.eras if name not in self.updates and name not in self.refused)
 
     @property
     def has_quorum(self) -> bool:
-        return len(self.updates) >= self.quorum
+        """A refused update will not get better by waiting, so it counts as an answer."""
+        return len(self.updates) + len(self.refused) >= self.quorum
 
 
 @dataclass

@@ -1,0 +1,355 @@
+"""The course of a run: which phase it is in, which round is open, what comes next.
+
+    LOBBY ──enough clients──▶ MEASURE before ──▶ TRAIN ──all or quorum──▶ MEASURE ──▶ TRAIN … ──▶ DONE
+      ▲                                           │ deadline without quorum: the state stays as it was
+      └───────────────────────────────────────────┘
+
+It owns no socket and reads no clock (``now`` is an argument). What comes next depends only on the rules' state, so a
+server that was killed and started again takes the same course.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from fedsplit import seeds
+from fedsplit.config.run import RunFile
+from fedsplit.errors import Refused, Timeout
+from fedsplit.events import Emit, Note, RoundClosed, RoundStarted
+from fedsplit.events import Waiting as WaitingEvent
+from fedsplit.method.record import ClientUpdate, GlobalState
+from fedsplit.wire import Packet
+from fedsplit.wire.messages import Alive, Received, Refuse, Report, Update, Waiting
+from fedsplit_server.desk import Desk, Opened, Out
+from fedsplit_server.letters import Letters
+from fedsplit_server.roster import Member, Roster
+from fedsplit_server.rounds import OpenMeasure, OpenRound
+
+FAREWELL_S = 30.0
+"""A run that is over waits this long for clients that have not got the result yet."""
+RESEND_S = 2.0
+"""A client that says it waits, this long after it was told what to do, has not heard it."""
+FAILURES = 3
+"""Rounds in a row without quorum that end the run."""
+
+
+class Phase(StrEnum):
+    LOBBY = "lobby"
+    MEASURE = "measure"
+    TRAIN = "train"
+    DONE = "done"
+
+
+class Rules(Protocol):
+    """What the course does not decide itself: merging, judging, keeping (``fedsplit_server.keeper``)."""
+
+    state: GlobalState
+
+    @property
+    def due(self) -> str:
+        """The measurement that comes before anything else: ``before``, ``round`` or none (empty)."""
+        ...
+
+    @property
+    def over(self) -> str:
+        """Why there is nothing left to train; empty: there is."""
+        ...
+
+    def check(self, update: ClientUpdate) -> None:
+        """:raises Refused: the update does not belong to this state."""
+        ...
+
+    def close_round(
+        self, opened: OpenRound, updates: list[ClientUpdate], optimizer: Mapping[str, NDArray[Any]]
+    ) -> list[str]: ...
+    def judge(self, measured: OpenMeasure) -> None: ...
+    def best(self) -> tuple[GlobalState, dict[str, float]]: ...
+
+
+class Course:
+    """Drives one run to its end. ``use`` hears which state answers measurements from now on."""
+
+    def __init__(
+        self,
+        run: RunFile,
+        rules: Rules,
+        roster: Roster,
+        desk: Desk,
+        letters: Letters,
+        *,
+        use: Callable[[GlobalState], None],
+        tell: Emit,
+        now: float,
+        era: int = 0,
+        keep_open: bool = False,
+    ) -> None:
+        self.phase = Phase.DONE if keep_open else Phase.LOBBY
+        self.reason = rules.over
+        self._run, self._rules, self._roster, self._desk = run, rules, roster, desk
+        self._letters, self._use, self._tell = letters, use, tell
+        self._era, self._since, self._keep_open = era, now, keep_open
+        self._round: OpenRound | None = None
+        self._measure: OpenMeasure | None = None
+        self._failures = 0
+        self._gave_up = False
+        self._use_global()
+
+    @property
+    def finished(self) -> bool:
+        """Everybody has the result, or was waited for long enough."""
+        if self._keep_open or self.phase is not Phase.DONE:
+            return False
+        return self._gave_up or all(member.finished for member in self._roster)
+
+    # ---- clients -------------------------------------------------------------------------------------------------
+
+    def joined(self, member: Member, now: float) -> list[Out]:
+        """``member`` is ready, for the first time or again."""
+        if self.phase is Phase.LOBBY:
+            return self._advance(now)
+        opened = self._round
+        if self.phase is Phase.TRAIN and opened is not None and member.name in opened.missing():
+            return self._back_in_round(opened, member, now)
+        return self._write(member, now)
+
+    def remind(self, member: Member, now: float) -> list[Out]:
+        """A client says that it waits: tell it what it has not heard, else whom everybody waits for."""
+        if now - member.written_s >= RESEND_S and (letter := self._write(member, now)):
+            return letter
+        on, what = self.waits_for
+        others = tuple(name for name in on if name != member.name)
+        return [Out(member.name, Waiting(on=others, what=what) if others else Alive())]
+
+    def gone(self, member: Member, now: float, *, for_good: bool) -> list[Out]:
+        """``member`` was lost or left. Does anything go on without it?"""
+        measure, opened = self._measure, self._round
+        # A quorum says that the operator would rather go on; without one a lost client is waited for.
+        may_miss = for_good or self._run.rounds.quorum > 0
+        if measure is not None and member.name in measure.missing() and may_miss:
+            measure.expected = tuple(name for name in measure.expected if name != member.name)
+            return self._close_measure(now) if not measure.missing() else []
+        if opened is None or member.name not in opened.missing() or not opened.has_quorum:
+            return []
+        return [] if any(self._is_here(name) for name in opened.missing()) else self._close_round(now)
+
+    def update(self, member: Member, update: Update, packet: Packet, now: float) -> list[Out]:
+        """A client's factors after its round. Each counts once, and only in the attempt that it was trained in."""
+        opened = self._round
+        if opened is None or (update.round, update.era) != (opened.round, opened.eras.get(member.name)):
+            return [Out(member.name, Received(round=update.round, late=True))]
+        if member.name in opened.refused:
+            return [Out(member.name, Refuse(code="update", reason=opened.refused[member.name]))]
+        try:
+            arrived = self._letters.arrived(member, update, packet.tensors, self._rules.state)
+            self._rules.check(arrived)
+        except Refused as refusal:
+            opened.refused[member.name] = str(refusal)
+            self._tell(Note(client=member.name, text=f"left out of round {opened.round + 1}: {refusal}", warning=True))
+            outs = [Out(member.name, Refuse(code="update", reason=str(refusal)))]
+        else:
+            opened.updates[member.name] = arrived
+            outs = [Out(member.name, Received(round=update.round))]
+        return outs + (self._close_round(now) if not opened.missing() else [])
+
+    def report(self, member: Member, report: Report, now: float) -> list[Out]:
+        """A client's own measurement."""
+        measure = self._measure
+        if measure is None or (report.round, report.phase) != (measure.round, measure.phase):
+            return []
+        if member.name not in measure.expected:
+            return []
+        measure.reports[member.name] = (report.metrics, report.examples)
+        return self._close_measure(now) if not measure.missing() else []
+
+    @property
+    def waits_for(self) -> tuple[tuple[str, ...], str]:
+        """Whom the run waits for, and for what of theirs."""
+        match self.phase:
+            case Phase.LOBBY:
+                return self._absent(), "clients to join"
+            case Phase.TRAIN if self._round is not None:
+                return self._round.missing(), f"updates of round {self._round.round + 1}"
+            case Phase.MEASURE if self._measure is not None:
+                return self._measure.missing(), "measurements"
+        return (), ""
+
+    # ---- time ----------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> list[Out]:
+        """Deadlines.
+
+        :raises Timeout: the clients that the run needs did not come within ``rounds.patience_s``, or too few were in
+            time, several rounds in a row.
+        """
+        match self.phase:
+            case Phase.LOBBY if self._rules.over and now - self._since > FAREWELL_S:
+                return self._finish(self._rules.over, now)
+            case Phase.LOBBY if now - self._since > self._run.rounds.patience_s:
+                have, need = len(self._roster.ready()), self._run.rounds.clients
+                raise Timeout(
+                    f"waited {self._run.rounds.patience_s:.0f} s for clients: {have} of {need} are here; the state is "
+                    "saved, go on with: fedsplit serve … --resume"
+                )
+            case Phase.TRAIN if self._round is not None and now > self._round.deadline_s:
+                return self._close_round(now) if self._round.has_quorum else self._drop_round(self._round, now)
+            case Phase.MEASURE if self._measure is not None and now > self._measure.deadline_s:
+                return self._close_measure(now)
+            case Phase.DONE if now - self._since > FAREWELL_S:
+                self._gave_up = True
+        return []
+
+    # ---- phases --------------------------------------------------------------------------------------------------
+
+    def _advance(self, now: float) -> list[Out]:
+        """What comes next, from the lobby and after every round and measurement."""
+        if len(self._roster.ready()) < self._run.rounds.clients:
+            if self.phase is not Phase.LOBBY:
+                self.phase, self._since = Phase.LOBBY, now
+            self._tell(WaitingEvent(on=self._absent(), what="clients to join"))
+            return []
+        if due := self._rules.due:
+            return self._open_measure(due, now)
+        return self._finish(self._rules.over, now) if self._rules.over else self._open_round(now)
+
+    def _open_round(self, now: float, again: OpenRound | None = None) -> list[Out]:
+        """Begin the next round, or the open one ``again`` from the same state, with the same clients and deadline."""
+        state, rounds = self._rules.state, self._run.rounds
+        names = again.participants if again is not None else self._draw(state.round)
+        self._era += 1
+        self._round = OpenRound(
+            round=state.round,
+            eras=dict.fromkeys(names, self._era),
+            opened_s=again.opened_s if again is not None else now,
+            deadline_s=again.deadline_s if again is not None else now + rounds.deadline_s,
+            quorum=min(rounds.quorum or len(names), len(names)),
+        )
+        self.phase, self._since = Phase.TRAIN, now
+        members = [member for name in names if (member := self._roster.get(name)) is not None and member.here]
+        seats = {m.name: self._letters.seat(m, state, self._era) for m in members if m.held_by_server is not None}
+        self._desk.open(self._opened(), state.adapter, state.head, seats)
+        self._tell(RoundStarted(round=state.round, rounds=self._run.train.rounds, clients=names))
+        return [out for member in members for out in self._write(member, now)]
+
+    def _back_in_round(self, opened: OpenRound, member: Member, now: float) -> list[Out]:
+        """A client that was lost starts its round again; a shared copy has its steps inside, so then all do."""
+        if member.held_by_server is not None:
+            if self._run.server.adapters != "per-client":
+                return self._open_round(now, again=opened)
+            state = self._rules.state
+            seat = self._letters.seat(member, state, self._era + 1)
+            self._desk.rejoin(member.name, seat, state.adapter, state.head)
+        self._era += 1
+        opened.eras[member.name] = self._era
+        return self._write(member, now)
+
+    def _draw(self, round: int) -> tuple[str, ...]:
+        names = [member.name for member in self._roster.ready()]
+        count = max(1, int(self._run.rounds.participation * len(names) + 0.5))
+        drawn = seeds.generator(self._run.run.seed, round, "participants").permutation(len(names))[:count]
+        return tuple(sorted(names[i] for i in drawn))
+
+    def _opened(self) -> Opened:
+        assert self._round is not None
+        state, steps = self._rules.state, self._run.train.steps
+        return Opened(
+            round=self._round.round,
+            first_step=self._round.round * steps,
+            steps=steps,
+            base_version=state.base_version,
+            adapter_version=state.adapter_version,
+        )
+
+    def _close_round(self, now: float) -> list[Out]:
+        opened = self._round
+        assert opened is not None
+        updates, optimizer = self._desk.complete(opened.updates), self._desk.keep()
+        self._end_round(opened, now, committed=True)
+        self._failures = 0
+        for note in self._rules.close_round(opened, updates, optimizer):
+            self._tell(Note(text=note, warning=True))
+        self._use_global()
+        return self._advance(now)
+
+    def _drop_round(self, opened: OpenRound, now: float) -> list[Out]:
+        """Too few updates in time: the state stays, the round is tried again."""
+        missing = ", ".join(opened.missing())
+        reason = f"{len(opened.updates)} of {opened.quorum} updates at the deadline; missing: {missing}"
+        self._end_round(opened, now, committed=False, reason=reason)
+        self._failures += 1
+        if self._failures == FAILURES:
+            raise Timeout(
+                f"round {opened.round + 1} failed {FAILURES} times: {reason}; the state is saved. Give them more time "
+                "(rounds.deadline_s), ask for fewer (rounds.quorum), and go on with: fedsplit serve … --resume"
+            )
+        self.phase, self._since = Phase.LOBBY, now
+        return self._advance(now)
+
+    def _end_round(self, opened: OpenRound, now: float, *, committed: bool, reason: str = "") -> None:
+        self._desk.close()
+        self._round = None
+        self._tell(
+            RoundClosed(
+                round=opened.round,
+                arrived=tuple(sorted(opened.updates)),
+                late=(*opened.missing(), *sorted(opened.refused)),
+                seconds=now - opened.opened_s,
+                committed=committed,
+                reason=reason,
+            )
+        )
+
+    def _open_measure(self, phase: str, now: float) -> list[Out]:
+        members = [m for m in self._roster.ready() if self._run.evaluate.clients and m.data.eval_examples > 0]
+        self._measure = OpenMeasure(
+            round=self._rules.state.round,
+            phase=phase,
+            expected=tuple(member.name for member in members),
+            deadline_s=now + self._run.rounds.deadline_s,
+        )
+        self.phase, self._since = Phase.MEASURE, now
+        if not members:
+            return self._close_measure(now)
+        return [out for member in members for out in self._write(member, now)]
+
+    def _close_measure(self, now: float) -> list[Out]:
+        assert self._measure is not None
+        measure, self._measure = self._measure, None
+        self._rules.judge(measure)
+        return self._advance(now)
+
+    def _finish(self, reason: str, now: float) -> list[Out]:
+        self.phase, self.reason, self._since = Phase.DONE, reason, now
+        self._use_global()
+        return [out for member in self._roster.ready() for out in self._write(member, now)]
+
+    def _write(self, member: Member, now: float) -> list[Out]:
+        """What this client has to do now: train, measure, take the result; nothing when it has done it."""
+        state, opened, measure = self._rules.state, self._round, self._measure
+        match self.phase:
+            case Phase.DONE:
+                out = self._letters.finish(member, self.reason, *self._rules.best())
+            case Phase.TRAIN if opened is not None and member.name in opened.missing():
+                out = self._letters.start(member, self._opened(), opened.eras[member.name], state)
+            case Phase.MEASURE if measure is not None and member.name in measure.missing():
+                out = self._letters.evaluate(member, measure, state)
+            case _:
+                return []
+        member.written_s = now
+        return [out]
+
+    def _absent(self) -> tuple[str, ...]:
+        here = {member.name for member in self._roster.ready()}
+        known = tuple(section.name for section in self._run.clients if section.name not in here)
+        need = self._run.rounds.clients - len(here)
+        return known or (f"{need} more client{'s' if need > 1 else ''}",)
+
+    def _is_here(self, name: str) -> bool:
+        member = self._roster.get(name)
+        return member is not None and member.here
+
+    def _use_global(self) -> None:
+        self._use(self._rules.best()[0] if self.phase is Phase.DONE else self._rules.state)

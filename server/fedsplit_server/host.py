@@ -1,0 +1,161 @@
+"""One run behind one server end: packets in, packets out, the clock; over TCP, in memory and under injected faults."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsplit.config.run import RunFile
+from fedsplit.devices.profile import DeviceProfile
+from fedsplit.errors import Closed, LocalProtocolError, RemoteProtocolError, Timeout
+from fedsplit.events import Emit, Event, Note
+from fedsplit.plan.types import ClientPlan
+from fedsplit.split.base import Base
+from fedsplit.split.engine import Engine
+from fedsplit.split.lora import keys
+from fedsplit.train.copies import Copies
+from fedsplit.wire import WireTensor
+from fedsplit.wire.ends import Incoming, ServerEnd
+from fedsplit.wire.messages import Chunk, DataSummary, Fetch, Refuse
+from fedsplit_server.admission import Admission
+from fedsplit_server.assets import Assets
+from fedsplit_server.coordinator import Coordinator
+from fedsplit_server.course import Course
+from fedsplit_server.desk import Desk, Out
+from fedsplit_server.inference import Inference
+from fedsplit_server.keeper import Keeper
+from fedsplit_server.letters import Letters
+from fedsplit_server.planning import Planning
+from fedsplit_server.roster import Roster
+
+TICK_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a host is made of. ``invite``: what a hello must bring (hex). ``era``: above every earlier start's."""
+
+    run: RunFile
+    base: Base
+    engine: Engine
+    keeper: Keeper
+    files: Assets
+    invite: str = ""
+    era: int = 0
+    keep_open: bool = False
+
+
+class Host:
+    """The loop between a server end and the coordinator. ``turn`` is one round of it."""
+
+    def __init__(
+        self, parts: Parts, end: ServerEnd, emit: Emit, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._end, self._files, self._clock, self._emit = end, parts.files, clock, emit
+        self._keeper = parts.keeper
+        self.roster = Roster()
+        self._ticked = clock()
+        run, engine, keeper = parts.run, parts.engine, parts.keeper
+        desk = Desk(engine, Copies(engine.segment, run.server.adapters, run.train, keeper.optimizer), run)
+        inference = Inference(engine, run.model)
+        letters = Letters([key for key in keys(engine.segment) if key.layer < 0])
+        self.course = Course(
+            run,
+            keeper,
+            self.roster,
+            desk,
+            letters,
+            use=lambda state: inference.use(state.adapter, state.head),
+            tell=self._tell,
+            now=self._ticked,
+            era=parts.era,
+            keep_open=parts.keep_open,
+        )
+        self._coordinator = Coordinator(
+            run,
+            keeper,
+            _admission(parts, self.roster),
+            self.roster,
+            desk,
+            inference,
+            letters,
+            self.course,
+            base=parts.base.identity,
+            tell=self._tell,
+            now=self._ticked,
+        )
+
+    def loop(self) -> None:
+        """Until every client has its result, or none is left to wait for. Raises what ``Course.tick`` raises."""
+        while not self.course.finished:
+            self.turn(TICK_S)
+
+    def turn(self, timeout_s: float) -> None:
+        """Answer at most one packet, waiting ``timeout_s`` for it, and look at the clock."""
+        incoming = self._end.receive(timeout_s)
+        now = self._clock()
+        if incoming is not None:
+            self._deliver(self._answer(incoming, now), now)
+        if now - self._ticked >= TICK_S:
+            self._ticked = now
+            self._deliver(self._coordinator.tick(now), now)
+
+    def _answer(self, incoming: Incoming, now: float) -> list[Out]:
+        message = incoming.packet.message
+        if isinstance(message, Fetch):
+            return [self._chunk(incoming, message)]
+        return self._coordinator.handle(incoming.identity, incoming.public_key, incoming.packet, now)
+
+    def _chunk(self, incoming: Incoming, fetch: Fetch) -> Out:
+        """Downloads come on a connection of their own: known by the client's key, or by its name without keys."""
+        member = self.roster.get(fetch.client)
+        if member is None or member.public_key != incoming.public_key:
+            refusal = Refuse(code="hello-first", reason="say hello before you download", fix="join again")
+            return Out(fetch.client, refusal, identity=incoming.identity)
+        try:
+            data = self._files.read(fetch.asset, fetch.offset, fetch.size)
+        except RemoteProtocolError as error:
+            return Out(fetch.client, Refuse(code="asset", reason=str(error)), identity=incoming.identity)
+        member.last_seen = self._clock()
+        array = np.frombuffer(data, np.uint8)
+        chunk = Chunk(asset=fetch.asset, offset=fetch.offset)
+        return Out(fetch.client, chunk, {"data": WireTensor.of(array)}, identity=incoming.identity)
+
+    def _deliver(self, outs: list[Out], now: float) -> None:
+        queue = list(outs)
+        while queue:
+            out = queue.pop(0)
+            try:
+                self._send(out)
+            except (Closed, Timeout):
+                if not out.identity:
+                    queue += self._coordinator.lost(out.name, now)
+            except LocalProtocolError as error:
+                # Our own mistake in one conversation must not end those with the others.
+                self._emit(Note(client=out.name, text=f"not sent: {error}", warning=True))
+
+    def _send(self, out: Out) -> None:
+        """To the connection that the message names, else to where the member's last hello came from."""
+        if out.identity:
+            self._end.send(out.identity, out.message, out.tensors)
+        elif (member := self.roster.get(out.name)) is not None:
+            member.session.sent(out.message)
+            self._end.send(member.identity, out.message, out.tensors)
+
+    def _tell(self, event: Event) -> None:
+        self._keeper.record(event)
+        self._emit(event)
+
+
+def _admission(parts: Parts, roster: Roster) -> Admission:
+    planning = Planning(parts.run, parts.base)
+
+    def plan(name: str, profile: DeviceProfile, data: DataSummary, topology: str) -> ClientPlan:
+        chosen = planning(name, profile, data, topology)
+        parts.keeper.planned(chosen)
+        return chosen
+
+    return Admission(parts.run, parts.base.identity, parts.invite, plan, parts.files.of, roster)

@@ -1,0 +1,197 @@
+"""A run in one process: a server and its clients in a ``World``, over the link in memory, with faults where asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedsplit.config.load import dumps, loads
+from fedsplit.config.run import RunFile
+from fedsplit.devices.profile import DeviceProfile
+from fedsplit.events import Event
+from fedsplit.lora.adapter import digest
+from fedsplit.split.base import Base, open_base
+from fedsplit.state.personal import Personal
+from fedsplit.state.rundir import RunDir
+from fedsplit.testing.faults import Faults
+from fedsplit.testing.loopback import Loopback, LoopbackDealer
+from fedsplit.train.exported import model_folder
+from fedsplit.train.feed import Feed
+from fedsplit.train.part import ClientPart
+from fedsplit.train.start import first_state
+from fedsplit.wire.ends import ClientEnd, Tensors
+from fedsplit.wire.frames import Packet
+from fedsplit.wire.link import JoinLink
+from fedsplit.wire.messages import Message
+from fedsplit_client.join import as_planned
+from fedsplit_client.line import ServerLine
+from fedsplit_client.orderly import OrderlyEnd
+from fedsplit_client.session import Session
+from fedsplit_client.worker import Result, Worker
+from fedsplit_server.assets import Assets
+from fedsplit_server.host import Host, Parts
+from fedsplit_server.keeper import Keeper
+from fedsplit_server.serve import engine_of, method_of
+from tests.run.world import Actor, World
+
+LAPTOP = DeviceProfile(
+    name="laptop",
+    arch="x86_64",
+    cores=2,
+    threads=1,
+    flops={"float32": 2e10, "bfloat16": 1e10},
+    memory_bandwidth_bps=1e10,
+    memory_bytes=8 << 30,
+    free_memory_bytes=4 << 30,
+)
+_BASES: dict[str, Base] = {}
+
+
+def base_of(path: str) -> Base:
+    """One base a process: its weights are shared by all tests."""
+    if path not in _BASES:
+        _BASES[path] = open_base(model_folder(path))
+    return _BASES[path]
+
+
+@dataclass
+class Recorder:
+    """A ``ClientEnd`` that notes every packet of both directions before faults strike."""
+
+    end: ClientEnd
+    sent: list[Packet] = field(default_factory=list)
+    received: list[Packet] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.end, name)
+
+    @property
+    def reconnected(self) -> bool:
+        return self.end.reconnected
+
+    @reconnected.setter
+    def reconnected(self, value: bool) -> None:
+        self.end.reconnected = value
+
+    def send(self, message: Message, tensors: Tensors | None = None) -> int:
+        self.sent.append(Packet(message, tensors or {}))
+        return self.end.send(message, tensors)
+
+    def receive(self, timeout_s: float) -> Packet | None:
+        packet = self.end.receive(timeout_s)
+        if packet is not None:
+            self.received.append(packet)
+        return packet
+
+
+class Party:
+    """``data`` maps client names to their rows. ``start`` brings everybody in; ``finish`` returns at the end."""
+
+    def __init__(
+        self,
+        run: str | RunFile,
+        data: Mapping[str, Sequence[Mapping[str, object]]],
+        folder: Path,
+        faults: Faults | None = None,
+        topologies: Mapping[str, str] | None = None,
+    ) -> None:
+        self.run = loads(run) if isinstance(run, str) else run
+        self.base = base_of(self.run.model.path)
+        self.folder, self.faults = folder, faults or Faults()
+        self.world, self.link = World(), Loopback()
+        self.events: list[Event] = []
+        self.results: dict[str, Result] = {}
+        self.ends: dict[str, Recorder] = {}
+        self.dealers: dict[str, LoopbackDealer] = {}
+        self.host: Host
+        self.keeper: Keeper
+        self._topologies = topologies or {}
+        self._data = {name: _written(folder / f"{name}.jsonl", rows) for name, rows in data.items()}
+        self._starts = 0
+
+    def __enter__(self) -> Party:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.world.close()
+
+    def start(self) -> Party:
+        """The server, then every client."""
+        self.serve()
+        for name in self._data:
+            self.join(name)
+        return self
+
+    def finish(self) -> Party:
+        """Until all have ended."""
+        self.world.run()
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Of the final adapter."""
+        state = self.keeper.best()[0]
+        return digest(state.adapter, state.head)
+
+    def serve(self) -> Actor:
+        """Start the server, or start it again from what the last one left on the disk."""
+        self.link = self.link if self._starts == 0 else Loopback()
+        self._starts += 1
+        run, runs = self.run, RunDir(self.folder / "run")
+        runs.begin(dumps(run), resume=self._starts > 1)
+        journal = runs.journal()
+        self.keeper = Keeper(run, runs, journal, method_of(run), first_state(self.base, run), self.events.append)
+        parts = Parts(
+            run=run,
+            base=self.base,
+            engine=engine_of(run, self.base, "cpu", 0),
+            keeper=self.keeper,
+            files=Assets(self.base, run.model, self.folder / "segments"),
+            era=self._starts << 20,
+        )
+        end = self.world.server(self.faults.server(self.link.gateway))
+
+        def work() -> None:
+            self.host = Host(parts, end, self.events.append, self.world.clock)
+            try:
+                self.host.loop()
+            finally:
+                journal.close()
+
+        return self.world.add("server", work)
+
+    def serve_again(self) -> Actor:
+        """After a crash: a new server, to which every client's connection comes back."""
+        actor = self.serve()
+        for dealer in self.dealers.values():
+            dealer.cut()
+            dealer.restore(self.link.gateway)
+        return actor
+
+    def join(self, name: str) -> Actor:
+        """Start a client, or start it again as a new process would."""
+        dealer = self.dealers[name] = self.link.dealer(name)
+        end = self.world.client(self.faults.client(dealer, name))
+        return self.world.add(name, lambda: self._client(name, end))
+
+    def _client(self, name: str, end: ClientEnd) -> None:
+        recorder = self.ends[name] = Recorder(end)
+        orderly, clock, emit = OrderlyEnd(recorder, name, self.events.append), self.world.clock, self.events.append
+        topology = self._topologies.get(name, "")
+        session = Session(orderly, JoinLink("memory", 1), name, LAPTOP, topology, emit, clock=clock)
+        offer = session.hello()
+        feed = Feed.open(self._data[name], as_planned(offer), self.base, name)
+        part = ClientPart(self.base, offer.plan, offer.run)
+        line = ServerLine(orderly, server="memory", patience_s=300.0, emit=emit, client=name, clock=clock)
+        kept = Personal(self.folder / "devices" / name).run(offer.run.run.name, client=name)
+        summary = feed.dataset.summary
+        worker = Worker(name, offer.run, part, feed, line, lambda: session.again(offer, summary), emit, kept)
+        session.accept(offer, summary)
+        self.results[name] = worker.work()
+
+
+def _written(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    return path
