@@ -5,6 +5,7 @@ One line of JSON an event carries them from one process to another. Producers ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
@@ -126,6 +127,10 @@ def from_json(line: str) -> Event | None:
     try:
         found = msgspec.json.decode(line)
         kind = _KINDS[found.pop("event")]
+        for name, value in found.items():
+            if isinstance(value, dict):
+                # What was measured on nothing is NaN, which JSON cannot say.
+                found[name] = {key: math.nan if one is None else one for key, one in value.items()}
         return msgspec.convert(found, kind)
     except (msgspec.MsgspecError, KeyError, AttributeError, TypeError):
         return None

@@ -62,7 +62,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "train.momentum": within(0, 1),
     "train.clip": at_least(0),
     "train.warmup_steps": at_least(0),
-    "rounds.clients": at_least(1),
+    "rounds.clients": at_least(0),
     "rounds.quorum": at_least(0),
     "rounds.deadline_s": above(0),
     "rounds.participation": ((lambda value: 0 < value <= 1), "more than 0 and at most 1"),

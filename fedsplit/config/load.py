@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import tomli_w
+from msgspec.structs import replace
 
 from fedsplit.config.check import check
 from fedsplit.config.run import RunFile
@@ -52,13 +53,20 @@ def validated(document: dict[str, Any], source: str = "run file") -> RunFile:
     :raises ConfigError: carries all problems, of single values and of values that contradict each other.
     """
     kept, problems = walk(document, RunFile)
-    run = msgspec.convert(kept, RunFile)
+    run = counted(msgspec.convert(kept, RunFile))
     reported = tuple(problem.path for problem in problems)
     # A rule that rests on a value which was already reported would only repeat it in other words.
     problems += [problem for problem in check(run) if not _reported(problem.path, reported)]
     if problems:
         raise ConfigError(problems, source)
     return run
+
+
+def counted(run: RunFile) -> RunFile:
+    """``rounds.clients`` = 0 becomes the number of ``[[clients]]``, at least one."""
+    if run.rounds.clients:
+        return run
+    return replace(run, rounds=replace(run.rounds, clients=max(1, len(run.clients))))
 
 
 def _reported(path: str, reported: tuple[str, ...]) -> bool:

@@ -113,8 +113,8 @@ class TrainSection(Section, frozen=True, kw_only=True):
 class RoundsSection(Section, frozen=True, kw_only=True):
     """Who takes part in a round and how long it may last."""
 
-    clients: int = 1
-    """A round starts when this many clients are there."""
+    clients: int = 0
+    """A round starts when this many clients are there; 0: all of ``[[clients]]``, at least one."""
     quorum: int = 0
     """Updates needed to commit a round; 0: all that started."""
     deadline_s: float = 600.0

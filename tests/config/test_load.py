@@ -232,3 +232,10 @@ def test_files_that_cannot_be_read(tmp_path: Path, make: object, words: str) -> 
     make(file)
     with pytest.raises(ConfigError, match=words):
         load(file)
+
+
+def test_a_run_waits_for_all_its_clients_unless_told_otherwise() -> None:
+    both = '[model]\npath = "pydoc-llama"\n[[clients]]\nname = "a"\n[[clients]]\nname = "b"\n'
+    assert loads(both).rounds.clients == 2
+    assert loads(both + "[rounds]\nclients = 1\n").rounds.clients == 1
+    assert loads('[model]\npath = "pydoc-llama"\n').rounds.clients == 1
