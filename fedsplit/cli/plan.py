@@ -45,7 +45,9 @@ def plan(
         fix = f"did you mean {near[0]!r}?" if near else ""
         raise ConfigError([Problem("--explain", repr(explain), f"one of {', '.join(devices)}", fix)])
     if explain:
-        # Nothing else may keep one client's arithmetic from being shown, least of all another client that fits nothing.
+        # Another client that fits nothing must not keep this one's arithmetic from being shown; it shares the server.
+        sharing = max(run.rounds.clients, len(devices))
+        run = msgspec.structs.replace(run, rounds=msgspec.structs.replace(run.rounds, clients=sharing))
         devices = {explain: devices[explain]}
     found = solve(model, devices, run, server=host)
     if as_json:

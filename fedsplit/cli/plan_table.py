@@ -22,13 +22,22 @@ SHOWN = 12
 """Candidates listed in an explanation."""
 
 SEES = {
-    Topology.LOCAL: "adapter only",
+    Topology.LOCAL: "adapter",
     Topology.U: "activations",
-    Topology.V: "activations, labels",
+    Topology.V: "labels too",
     Topology.W: "the input",
 }
 """What the server learns, in a word; the sentence is in the plan."""
 
+
+SHORT = {
+    "speed of the device": "device",
+    "speed of the server": "server",
+    "latency of the link": "latency",
+    "memory of the device": "memory",
+    "fixed in the run file": "run file",
+}
+"""What binds, for a narrow column."""
 
 WIDE = 120
 """Columns of a terminal from which on the table shows everything."""
@@ -38,12 +47,13 @@ def print_plan(plan: Plan, asked: Mapping[str, Question], console: Console | Non
     """Print a row a client, then what the server can learn from each kind of plan, and the digest."""
     console = console or Console(highlight=False)
     rows = [_row(client, asked[client.client]) for client in plan.clients]
-    hidden = () if console.width >= WIDE else ("layers here", "rank", "batch", "disk")
+    hidden = () if console.width >= WIDE else ("here", "rank", "batch", "disk", "server sees")
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1, 0, 0))
     shown = [header for header in rows[0] if header not in hidden]
     for header in shown:
         left = header in ("client", "plan", "server sees", "limited by")
-        table.add_column(header, justify="left" if left else "right", no_wrap=header in ("client", "plan", "memory"))
+        whole = header in ("client", "plan", "memory", "a step")
+        table.add_column(header, justify="left" if left else "right", no_wrap=whole)
     for row in rows:
         table.add_row(*(row[header] for header in shown))
     console.print(table)
@@ -64,7 +74,7 @@ def _row(client: ClientPlan, question: Question) -> dict[str, Text | str]:
     return {
         "client": Text(client.client, style="bold"),
         "plan": describe(client.topology, client.cut),
-        "layers here": f"{here} of {len(client.layers)}",
+        "here": f"{here} of {len(client.layers)}",
         "rank": ", ".join(str(rank) for rank in ranks) or "–",
         "batch": f"{client.batch}" if client.micro_batches == 1 else f"{client.micro_batches} × {option.work.rows}",
         "memory": f"{size(cost.memory_bytes)} of {size(question.device.budget_bytes)}",
@@ -73,7 +83,7 @@ def _row(client: ClientPlan, question: Question) -> dict[str, Text | str]:
         "up": size(cost.up_bytes * steps + adapter),
         "down": size(cost.down_bytes * steps + adapter),
         "server sees": SEES[client.topology],
-        "limited by": client.binding,
+        "limited by": SHORT.get(client.binding, client.binding),
     }
 
 

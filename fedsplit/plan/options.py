@@ -122,12 +122,19 @@ def price(
     share: float = 1.0,
 ) -> Option:
     """The candidate with the first of ``works`` (fewest micro-batches first) that fits, else with the last one."""
-    for work in works:
+
+    def sized(work: Work) -> tuple[Work, Memory, Memory, int, str]:
         memory = client_memory(work, topology, cut).with_holes(work, device)
         remote = server_memory(work, topology, cut).with_holes(work, server)
-        short, of = _short(memory, remote, topology, device, server)
-        if not short:
-            break
+        return work, memory, remote, *_short(memory, remote, topology, device, server)
+
+    found = sized(works[0])
+    if found[3] and len(works) > 1:
+        # Most cuts that do not fit whole fit in no number of pieces: the smallest pieces tell.
+        found = sized(works[-1])
+        if not found[3]:
+            found = next((other for other in map(sized, works[1:-1]) if not other[3]), found)
+    work, memory, remote, short, of = found
     times = step_times(work, topology, cut, device, server, threads=threads, share=share)
     return Option(
         topology=topology, cut=cut, work=work, memory=memory, server=remote, times=times, short_bytes=short,
