@@ -15,7 +15,7 @@ body always does. Checked against saved-tensor hooks and the worked example of d
 
 The rest is what a process takes beyond its live bytes: a layer's intermediate results, and the holes that glibc's heap
 keeps once tensors of many megabytes come and go. Measured on x86-64 Linux with torch 2.13, seven plans of two models:
-peak / (weights + live) lay between 1.5 and 2.0, and within 10 % of this formula (docs/planner.md). Blocks mapped one by
+peaks were 1.3 to 2.0 times the live bytes, and 0.9 to 1.2 times this formula (docs/planner.md). Blocks mapped one by
 one (``MALLOC_MMAP_THRESHOLD_=1048576``) have no holes, and steps take longer. Sizes in bytes; N = tokens of one
 micro-batch, D hidden, V vocabulary.
 """
