@@ -188,6 +188,11 @@ def _check_clients(run: RunFile) -> None:
     ]
     if not run.clients:
         problems = [Problem("clients", "none", "one [[clients]] table for each client to simulate")]
+    if run.clients and run.rounds.clients > len(run.clients):
+        fix = "add clients, or lower rounds.clients"
+        problems.append(
+            Problem("rounds.clients", str(run.rounds.clients), f"at most {len(run.clients)}, as listed", fix)
+        )
     if problems:
         raise ConfigError(problems)
 
