@@ -53,8 +53,13 @@ class Dropout:
 
     parts: tuple[int | str, ...]
 
-    def seed(self, layer: int) -> None:
-        torch.manual_seed(seed(*self.parts, layer))
+    def seed(self, layer: int, device: torch.device) -> None:
+        number = seed(*self.parts, layer)
+        if device.type == "cpu":
+            # The same masks; torch.manual_seed would prepare every accelerator, too, with a stack trace for each.
+            torch.default_generator.manual_seed(number)
+        else:
+            torch.manual_seed(number)
 
 
 def build(
@@ -208,7 +213,7 @@ class Segment:
             for index in range(lo, hi):
                 self._bind(index, params)
                 if dropout is not None and self._drops:
-                    dropout.seed(index)
+                    dropout.seed(index, self.device)
                 h_BTD = self.base.family.layer(self._layers[index], h_BTD, context, index)
         return h_BTD
 
@@ -271,7 +276,7 @@ class Segment:
             raise InternalError("this segment has no embedding: it needs hidden states")
         self._bind(EMBEDDING, params)
         if dropout is not None and self._drops:
-            dropout.seed(-1)
+            dropout.seed(-1, self.device)
         return self.base.family.embed(self.backbone, rows).to(self.dtype)
 
     def _finish(self, h_BTD: Tensor, params: Mapping[str, Tensor], dropout: Dropout | None) -> Tensor:
@@ -279,7 +284,7 @@ class Segment:
             raise InternalError("this segment has no head")
         self._bind(HEAD, params)
         if dropout is not None and self._drops:
-            dropout.seed(self.base.num_layers)
+            dropout.seed(self.base.num_layers, self.device)
         return self.base.family.finish(self.backbone, h_BTD)
 
     def _score(self, h_BTD: Tensor, rows: Rows) -> Tensor:
