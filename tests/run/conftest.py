@@ -60,17 +60,27 @@ def party(tmp_path: Path, rows: Callable[[str], dict[str, Rows]]) -> Iterator[Ca
     made: list[Party] = []
 
     def make(
-        clients: Mapping[str, str], *, faults: Faults | None = None, start: bool = True, **settings: object
+        clients: Mapping[str, str],
+        *,
+        faults: Faults | None = None,
+        start: bool = True,
+        data: Mapping[str, Rows] | None = None,
+        **settings: object,
     ) -> Party:
         folder = tmp_path / str(len(made))
         folder.mkdir()
-        one = Party(run_file(clients, **settings), rows("".join(clients)), folder, faults)
+        one = Party(run_file(clients, **settings), _sorted(data or rows("".join(clients)), clients), folder, faults)
         made.append(one)
         return one.start().finish() if start else one
 
     yield make
     for one in made:
         one.world.close()
+
+
+def _sorted(data: Mapping[str, Rows], clients: Mapping[str, str]) -> dict[str, Rows]:
+    """In the order of the clients, which is that of their joining."""
+    return {name: data[name] for name in clients}
 
 
 def run_file(clients: Mapping[str, str], **settings: object) -> str:

@@ -24,7 +24,7 @@ from fedsplit.train.start import first_state
 from fedsplit.wire.ends import ClientEnd, Tensors
 from fedsplit.wire.frames import Packet
 from fedsplit.wire.link import JoinLink
-from fedsplit.wire.messages import Message
+from fedsplit.wire.messages import Message, kind_of
 from fedsplit_client.join import as_planned
 from fedsplit_client.line import ServerLine
 from fedsplit_client.orderly import OrderlyEnd
@@ -107,6 +107,7 @@ class Party:
         self.dealers: dict[str, LoopbackDealer] = {}
         self.host: Host
         self.keeper: Keeper
+        self.rows = dict(data)
         self._topologies = topologies or {}
         self._data = {name: _written(folder / f"{name}.jsonl", rows) for name, rows in data.items()}
         self._starts = 0
@@ -134,6 +135,10 @@ class Party:
         """Of the final adapter."""
         state = self.keeper.best()[0]
         return digest(state.adapter, state.head)
+
+    def kinds(self, kind: str) -> int:
+        """How many packets of a kind clients sent or received."""
+        return sum(kind_of(p.message) == kind for end in self.ends.values() for p in (*end.sent, *end.received))
 
     def serve(self) -> Actor:
         """Start the server, or start it again from what the last one left on the disk."""
