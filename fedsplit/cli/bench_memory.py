@@ -1,112 +1,100 @@
-"""``fedsplit bench memory``: does a long run keep its memory flat? Server and two devices, real processes over TCP.
+"""``fedsplit bench memory``: what a client saves that leaves layers to the server. Real processes over TCP.
 
-One device holds only embedding and head (``w``), one the outer layers (``u``), so the server keeps activations of both
-between forward and backward. Watching begins at the first step and ends with the last: what is loaded before
-belongs to the peak, not to the growth.
+Three clients train in one run on rows of the same length: one holds the whole model (``local``), one the outer layers
+(``u``), one only embedding and head (``w``). Their peaks are the kernel's own. Beside the difference stands what the
+body's layers take where they are: weights, what autograd keeps of one batch, factors with gradients and moments.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+import numpy as np
+import torch
 
-from fedsplit.cli.simulate import run_processes
-from fedsplit.cli.watch import Usage, Watch
-from fedsplit.config.load import dumps
-from fedsplit.config.run import (
-    ClientSection,
-    EvaluateSection,
-    ModelSection,
-    PolicySection,
-    RoundsSection,
-    RunFile,
-    RunSection,
-    ServerSection,
-    TrainSection,
-)
-from fedsplit.data.stdlib import AREAS, write_clients
-from fedsplit.errors import ConfigError, Problem
-from fedsplit.events import Event, StepDone
-
-EVERY_S = 0.1
-STEPS_A_ROUND = 50
-PROFILE = "laptop_x86_4core"
-"""What the devices say of themselves: the plan is fixed, so nothing needs measuring."""
+from fedsplit.cli.bench_models import LABELS, model_and_task, write_rows
+from fedsplit.cli.bench_runs import Shape, client, watched, write_run
+from fedsplit.config.run import LoraSection, Task
+from fedsplit.split.base import open_base
+from fedsplit.split.rows import Rows
+from fedsplit.split.segment import Dropout, Span, build
+from fedsplit.split.stash import GraphMeter
 
 
-def rows(steps: int = 2000, batch: int = 4, tokens: int = 64, model: str = "minilm") -> list[dict[str, object]]:
-    """Memory of a server, a ``w`` and a ``u`` client over many steps: resident at its peak, else private (watch.py).
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """Bytes of the layers that a client leaves to the server; ``states`` are factors, gradients and AdamW's moments."""
 
-    ``growth_bytes_a_step`` is the median slope after the first fifth, ``growth`` the last tenth over the first one.
+    weights: int
+    activations: int
+    states: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.activations + self.states
+
+
+def rows(
+    models: str = "minilm,llama", batch: int = 16, tokens: int = 64, steps: int = 6, hidden: int = 384, layers: int = 6
+) -> list[dict[str, object]]:
+    """Peak resident memory of a ``local``, a ``u`` and a ``w`` client, and what the layers they leave out take.
+
+    ``below_local_bytes`` is what they save, ``body_bytes`` what they should at least save: weights, activations and
+    optimiser state of the layers at the server. ``models``: names or folders; ``llama``, ``bert``: random ones.
     """
-    if steps < STEPS_A_ROUND:
-        problem = Problem("--steps", str(steps), f"at least {STEPS_A_ROUND}", "fewer say nothing about growth")
-        raise ConfigError([problem])
-    with tempfile.TemporaryDirectory(prefix="fedsplit-") as scratch:
-        run_file = _write_run(Path(scratch), steps, batch, tokens, model)
-        watches = _watched(run_file)
-    rounds = steps // STEPS_A_ROUND
-    return [_row(name, watch.usage(), rounds * STEPS_A_ROUND) for name, watch in sorted(watches.items())]
+    found = []
+    for model in models.split(","):
+        with tempfile.TemporaryDirectory(prefix="fedsplit-") as scratch:
+            found += _measure(model.strip(), Path(scratch), batch, tokens, steps, hidden, layers)
+    return found
 
 
-def _write_run(folder: Path, steps: int, batch: int, tokens: int, model: str) -> Path:
-    data = write_clients(folder / "data", ("w-device", "u-device"))
-    clients = (
-        ClientSection(
-            name="w-device", data=str(data.clients["w-device"]), device=PROFILE, topology="w", batch=batch, threads=1
-        ),
-        ClientSection(
-            name="u-device", data=str(data.clients["u-device"]), device=PROFILE, topology="u", batch=batch, threads=1
-        ),
-    )
-    run = RunFile(
-        run=RunSection(name="memory", dir=str(folder / "run")),
-        model=ModelSection(path=model, task="classification", labels=AREAS, max_length=tokens),
-        train=TrainSection(rounds=steps // STEPS_A_ROUND, steps=STEPS_A_ROUND, batch=batch),
-        rounds=RoundsSection(clients=len(clients)),
-        server=ServerSection(port=0),
-        policy=PolicySection(exposes_tokens=True),
-        evaluate=EvaluateSection(every=0, clients=False),
-        clients=clients,
-    )
-    path = folder / "run.toml"
-    path.write_text(dumps(run), "utf-8")
-    return path
+def _measure(
+    model: str, folder: Path, batch: int, tokens: int, steps: int, hidden: int, layers: int
+) -> list[dict[str, object]]:
+    source, task = model_and_task(model, folder, hidden=hidden, layers=layers)
+    depth = open_base(source).num_layers
+    cuts = {"local": (depth, depth), "u": (1, depth - 1), "w": (0, depth)}
+    data = write_rows(folder / "rows.jsonl", task, tokens, 4 * batch)
+    clients = [client(name, name, cut, data=data) for name, cut in cuts.items()]
+    shape = Shape(batch=batch, tokens=tokens, steps=steps)
+    watches = watched(write_run(folder, source, task, clients, shape))
+    peaks = {name: watches[name].usage().peak_bytes for name in cuts}
+    found = []
+    for name, cut in cuts.items():
+        body = body_bytes(source, task, cut, batch, tokens)
+        found.append(
+            {
+                "model": model,
+                "client": name,
+                "cut": f"{cut[0]}-{cut[1]}",
+                "peak_bytes": peaks[name],
+                "below_local_bytes": peaks["local"] - peaks[name],
+                "body_bytes": body.total,
+                "weights_bytes": body.weights,
+                "activations_bytes": body.activations,
+                "optimizer_bytes": body.states,
+            }
+        )
+    return found
 
 
-def _watched(run_file: Path) -> Mapping[str, Watch]:
-    watches: dict[str, Watch] = {}
-    with ExitStack() as stack:
-
-        def emit(event: Event) -> None:
-            if not isinstance(event, StepDone):
-                return
-            if not watches:
-                for child in psutil.Process().children():
-                    watches[_name(child.cmdline())] = stack.enter_context(Watch(child.pid, EVERY_S))
-            for watch in watches.values():
-                watch.mark()
-
-        run_processes(run_file, emit=emit)
-    return watches
-
-
-def _name(command: list[str]) -> str:
-    return command[command.index("--name") + 1] if "--name" in command else "server"
-
-
-def _row(name: str, usage: Usage, steps: int) -> dict[str, object]:
-    return {
-        "process": name,
-        "steps": steps,
-        "seconds": round(usage.seconds, 1),
-        "start_bytes": usage.start_bytes,
-        "end_bytes": usage.end_bytes,
-        "peak_bytes": usage.peak_bytes,
-        "growth_bytes_a_step": round(usage.growth_bytes_per_s * usage.seconds / steps, 1),
-        "growth": round(usage.end_bytes / usage.start_bytes, 4) if usage.start_bytes else 0.0,
-    }
+def body_bytes(source: str, task: Task, cut: tuple[int, int], batch: int, tokens: int) -> Body:
+    """Measured by building these layers here and running them forward once, with what autograd saves counted."""
+    base = open_base(source)
+    if cut[0] == cut[1]:
+        return Body(weights=0, activations=0, states=0)
+    span = Span(*cut, embeds=False, heads=False)
+    segment = build(base, span, task=task, num_labels=len(LABELS), lora=LoraSection())
+    params = segment.new_params(0)
+    batch_rows = Rows(None, (tokens,) * batch, (0,) * batch, tokens)
+    h_BTD = torch.from_numpy(np.zeros((batch, tokens, base.hidden_size), np.float32)).requires_grad_(cut[0] > 0)
+    frozen = {value.untyped_storage().data_ptr() for value in (*segment.parameters(), *params.values())}
+    with GraphMeter(frozen) as meter:
+        out_BTD = segment.run(batch_rows, h_BTD, params, dropout=Dropout((0, "bench")))
+    del out_BTD
+    # A value, a gradient and two moments in float32.
+    states = sum(4 * 4 * value.numel() for value in params.values())
+    return Body(weights=segment.parameter_bytes, activations=meter.nbytes, states=states)

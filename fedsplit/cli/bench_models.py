@@ -49,6 +49,13 @@ def write_model(folder: Path, family: str, *, hidden: int = 384, layers: int = 6
     return folder
 
 
+def model_and_task(name: str, folder: Path, *, hidden: int = 384, layers: int = 6) -> tuple[str, Task]:
+    """A random model for the name of a family, written into ``folder``; anything else is a model to classify with."""
+    if name in FAMILIES:
+        return str(write_model(folder / name, name, hidden=hidden, layers=layers)), task_of(name)
+    return name, "classification"
+
+
 def write_rows(path: Path, task: Task, tokens: int, count: int, seed: int = 0) -> Path:
     """``count`` rows of more than ``tokens`` random words each."""
     random = generator(seed, "bench rows")

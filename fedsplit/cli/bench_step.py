@@ -17,28 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from fedsplit.cli.bench_models import LABELS, task_of, write_model, write_rows
+from fedsplit.cli.bench_models import task_of, write_model, write_rows
+from fedsplit.cli.bench_runs import PROFILE, Shape, client, write_run
 from fedsplit.cli.bench_turns import START_S, Turns, child_pid, on_cores, processor_seconds
 from fedsplit.cli.simulate import Crew
-from fedsplit.config.load import dumps
-from fedsplit.config.run import (
-    ClientSection,
-    EvaluateSection,
-    ModelSection,
-    PolicySection,
-    RoundsSection,
-    RunFile,
-    RunSection,
-    ServerSection,
-    TrainSection,
-)
 from fedsplit.errors import ConfigError, InternalError, Problem
 from fedsplit.events import silent
 
-PROFILE = "laptop_x86_4core"
-"""What the client says of itself: the plan is fixed, so nothing needs measuring."""
 CLIENT = "device"
 NO_SPIN = {"GOMP_SPINCOUNT": "1000"}
 """What the command sets for itself; the bench's own client does not come through the command."""
@@ -143,29 +128,13 @@ def _pair(split: Turns, plain: Turns, number: int) -> tuple[dict[str, Any], dict
 
 def _serve(case: Case, scratch: Path, crew: Crew) -> str:
     """Start the server; the join link."""
-    run_file, link = scratch / "run.toml", scratch / "link"
-    run_file.write_text(dumps(_run(case, scratch)), "utf-8")
+    link = scratch / "link"
+    fixed = client(CLIENT, case.topology, case.cut, threads=case.threads)
+    shape = Shape(batch=case.batch, tokens=case.tokens, steps=case.steps)
+    run_file = write_run(scratch, case.folder, task_of(case.family), [fixed], shape)
     words = ["serve", str(run_file), "--link-file", str(link), "--device", case.device]
     crew.start("", words, threads=case.threads)
     return crew.wait_for_file(link, START_S)
-
-
-def _run(case: Case, scratch: Path) -> RunFile:
-    task = task_of(case.family)
-    fixed = {"topology": case.topology, "cut": case.cut, "batch": case.batch, "threads": case.threads}
-    client = msgspec.convert({"name": CLIENT, **fixed}, ClientSection)
-    return RunFile(
-        run=RunSection(name="step", dir=str(scratch / "run")),
-        model=ModelSection(
-            path=str(case.folder), task=task, max_length=case.tokens, labels=LABELS if task == "classification" else ()
-        ),
-        train=TrainSection(rounds=1, steps=case.steps, batch=case.batch),
-        rounds=RoundsSection(clients=1, deadline_s=3600.0),
-        server=ServerSection(port=0),
-        policy=PolicySection(exposes_tokens=case.topology == "w", shares_labels=case.topology == "v"),
-        evaluate=EvaluateSection(every=0, clients=False),
-        clients=(client,),
-    )
 
 
 def _row(
