@@ -78,9 +78,16 @@ def sliced(
     return loss
 
 
-def streamed(h_ND: Tensor, matrix: StreamedMatrix, targets_N: Tensor, label_tokens: int) -> Tensor:
-    """Cross-entropy of ``h @ matrix.T`` in one pass over the rows of a frozen matrix in a file."""
-    loss: Tensor = _Streamed.apply(h_ND, matrix, targets_N, label_tokens)  # type: ignore[no-untyped-call]
+def streamed(
+    h_ND: Tensor, matrix: StreamedMatrix, targets_N: Tensor, label_tokens: int, slab_rows: int | None = None
+) -> Tensor:
+    """Cross-entropy of ``h @ matrix.T`` in one pass over the rows of a frozen matrix in a file.
+
+    ``slab_rows`` of them at a time, by default so many that rows and their logits take SLAB_BYTES each at most.
+    """
+    by_memory = SLAB_BYTES // max(4 * h_ND.shape[0], matrix.width * matrix.dtype.itemsize)
+    rows = slab_rows or max(256, by_memory)
+    loss: Tensor = _Streamed.apply(h_ND, matrix, targets_N, label_tokens, rows)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -123,12 +130,13 @@ class _Streamed(torch.autograd.Function):
     """Online softmax over slabs of the vocabulary: running maximum, sum of exponentials and expected row."""
 
     @staticmethod
-    def forward(ctx: Any, h_ND: Tensor, matrix: StreamedMatrix, targets_N: Tensor, label_tokens: int) -> Tensor:
+    def forward(
+        ctx: Any, h_ND: Tensor, matrix: StreamedMatrix, targets_N: Tensor, label_tokens: int, slab_rows: int
+    ) -> Tensor:
         n = h_ND.shape[0]
         top_N = h_ND.new_full((n,), -torch.inf, dtype=torch.float32)
         sum_N, own_N = torch.zeros_like(top_N), torch.zeros_like(top_N)
         mean_ND = torch.zeros(h_ND.shape, dtype=torch.float32, device=h_ND.device)
-        slab_rows = max(256, min(SLAB_BYTES // (4 * n), SLAB_BYTES // (matrix.width * matrix.dtype.itemsize)))
         for start, slab in matrix.slabs(slab_rows):
             logits = (h_ND @ slab.T).float()
             higher = torch.maximum(top_N, logits.amax(dim=1))
@@ -144,6 +152,6 @@ class _Streamed(torch.autograd.Function):
         return (top_N + sum_N.log() - own_N).sum() / label_tokens
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (g_ND,) = ctx.saved_tensors
-        return g_ND * grads[0].to(g_ND.dtype), None, None, None
+        return g_ND * grads[0].to(g_ND.dtype), None, None, None, None

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from fedsplit.config.run import LoraSection
 from fedsplit.errors import ConfigError, OutOfMemory
 from fedsplit.split.base import Base, open_base
+from fedsplit.split.checkpoint import PIECE_BYTES, open_checkpoint
 from fedsplit.split.loader import read, tensors_for, write_subset
 from fedsplit.split.rows import Rows
 from fedsplit.split.segment import Span, build
@@ -215,6 +216,16 @@ def test_dtypes_are_converted_as_transformers_does(stored: torch.dtype, wanted: 
     found = logits(base, dtype=wanted)
     assert found.dtype == expected.dtype
     assert torch.equal(found[ROWS.mask_BT.bool()], expected[ROWS.mask_BT.bool()])
+
+
+def test_large_tensors_are_converted_piece_by_piece(tmp_path: Path) -> None:
+    value = torch.arange(PIECE_BYTES // 2 + 1001).to(torch.bfloat16)
+    save_file({"w": value, "x": value[:5].clone()}, tmp_path / "part-w.safetensors")
+    stored = open_checkpoint(tmp_path).tensors["w"]
+    assert stored.nbytes > PIECE_BYTES
+    assert torch.equal(stored.read(torch.float32), value.float())
+    assert torch.equal(stored.read(torch.bfloat16), value)
+    assert sum(map(len, stored.pieces())) == stored.nbytes
 
 
 def test_a_trained_head_is_kept_and_a_missing_one_drawn(tmp_path: Path) -> None:

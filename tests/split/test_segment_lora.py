@@ -106,6 +106,8 @@ def test_keys_are_global_and_scaled(tmp_path: Path) -> None:
         f"{layer}/attention.self.{name}" for layer in (2, 3) for name in ("query", "value")
     ]
     assert {scale for _, _, scale in found.values()} == {1.5}
+    stable = build(base, Span(2, 4), task="classification", lora=LoraSection(rank=4, alpha=6, rslora=True))
+    assert {scale for _, _, scale in keys(stable).values()} == {3.0}
     params = trainables(body)
     adapter, head = read(params, body)
     a, b, scale = found[ModuleKey(2, "attention.self.query")]

@@ -64,6 +64,14 @@ def test_masks_by_seed_do_not_depend_on_the_cut(base: Base, whole: Segment) -> N
     assert not torch.equal(step([(whole, (0, 3))], trainables(whole), Dropout((1, "pi", 5))), reference)
 
 
+def test_every_layer_has_masks_of_its_own() -> None:
+    drawn = []
+    for parts, layer in [((1,), -1), ((1,), 0), ((1,), 1), ((2,), 0)]:
+        Dropout(parts).seed(layer, torch.device("cpu"))
+        drawn.append(tuple(torch.rand(3).tolist()))
+    assert len(set(drawn)) == 4
+
+
 def test_no_masks_without_gradients(whole: Segment) -> None:
     params = trainables(whole)
     with torch.no_grad():
@@ -141,6 +149,7 @@ def test_first_values_belong_to_the_name_not_to_the_cut(base: Base, whole: Segme
     assert float(some[name].detach().std()) == pytest.approx(34**-0.5 / 3**0.5, rel=0.15)
     assert not any(value.any() for key, value in some.items() if "lora_B" in key)
     assert not torch.equal(part.new_params(8)[name], some[name])
+    assert not torch.equal(all_params[name], all_params[name.replace("layers.1", "layers.2")])
 
 
 def test_ranks_of_single_layers(base: Base) -> None:

@@ -1,7 +1,7 @@
 """BERT and RoBERTa, for classification and regression.
 
 Source: ``transformers/models/{bert,roberta}/modeling_*.py``. They differ in positions (RoBERTa counts from the pad id
-plus one, pads keep the pad id) and in the head. Positions count from each sample's first token, so left padding gives
+plus one) and in the head. Positions count from each sample's first token, so left padding gives
 what right padding gives; the unsplit model does so only when it is given ``position_ids``.
 """
 
@@ -25,7 +25,7 @@ def _embed_bert(backbone: Any, rows: Rows) -> Tensor:
 
 def _embed_roberta(backbone: Any, rows: Rows) -> Tensor:
     pad = int(backbone.embeddings.padding_idx)
-    return _embed(backbone, rows, torch.where(rows.mask_BT.bool(), rows.positions + pad + 1, pad))
+    return _embed(backbone, rows, rows.positions + pad + 1)
 
 
 def _embed(backbone: Any, rows: Rows, positions: Tensor) -> Tensor:
