@@ -23,7 +23,9 @@ BENCHES = (
     Verb("step", "fedsplit.cli.bench_step:rows", "A split training step against the plain peft step."),
     Verb("wire", "fedsplit.cli.bench_wire:rows", "Bytes through the whole wire stack against a bare encrypted echo."),
     Verb("quality", "fedsplit.cli.bench_quality:rows", "What four clients reach together on real data."),
-    Verb("memory", "fedsplit.cli.bench_memory:rows", "Memory of server and clients over many steps."),
+    Verb("memory", "fedsplit.cli.bench_memory:rows", "What a client saves that leaves layers to the server."),
+    Verb("growth", "fedsplit.cli.bench_growth:rows", "Memory of server and clients over many steps."),
+    Verb("large", "fedsplit.cli.bench_large:rows", "Steps of a small client on a model of 1.2 billion parameters."),
 )
 
 _SIMPLE = (bool, int, float, str, Path)

@@ -45,7 +45,7 @@ def write_model(folder: Path, family: str, *, hidden: int = 384, layers: int = 6
     changes = {**sizes, "max_position_embeddings": 512, **FAMILIES[family]}
     disable_progress_bar()
     tiny(folder, family, layers=layers, num_labels=len(LABELS), **changes)
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     return folder
 
 
@@ -73,7 +73,8 @@ def task_of(family: str) -> Task:
     return default_task(family)
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
+    """Made-up words w0, w1, … as ``tokenizer.json``, as transformers writes it."""
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     words = {word: number for number, word in enumerate([*special, *(f"w{i}" for i in range(WORDS))])}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))

@@ -26,7 +26,7 @@ from fedsplit.config.run import (
     Task,
     TrainSection,
 )
-from fedsplit.events import Event, StepDone
+from fedsplit.events import Emit, Event, StepDone, silent
 
 PROFILE = "laptop_x86_4core"
 """What the devices say of themselves: the plan is fixed, so nothing needs measuring."""
@@ -79,12 +79,16 @@ def client(
     return msgspec.convert(fixed, ClientSection)
 
 
-def watched(run_file: Path) -> Mapping[str, Watch]:
-    """Run to the end with the memory of every process watched from the first step to the last; the server is ``""``."""
+def watched(run_file: Path, heard: Emit = silent) -> Mapping[str, Watch]:
+    """Run to the end with the memory of every process watched from the first step to the last; the server is ``""``.
+
+    ``heard`` gets the events, too.
+    """
     watches: dict[str, Watch] = {}
     with ExitStack() as stack:
 
         def emit(event: Event) -> None:
+            heard(event)
             if not isinstance(event, StepDone):
                 return
             if not watches:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedsplit.config.run import RunFile
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import LowRank
+from fedsplit.plan.streaming import streams
 from fedsplit.plan.types import ClientPlan, Topology
 from fedsplit.split.base import Base
 from fedsplit.split.lora import read, write
@@ -42,11 +43,17 @@ class ClientPart:
                 dtype=run.model.dtype,
                 device=device,
                 train_head=run.model.head != "frozen",
+                map_embedding=self._streams(base, run),
             )
             for span in client_spans(plan, base.num_layers)
         ]
         self.params: dict[str, Tensor] = {}
         self._optimizer: Stepper | None = None
+
+    def _streams(self, base: Base, run: RunFile) -> bool:
+        """Large vocabularies stay in the file, in every topology alike. A GPU would wait for them in every step."""
+        vocabulary, width = int(getattr(base.config, "vocab_size", 0)), 2 if run.model.dtype == "bfloat16" else 4
+        return self.device.type == "cpu" and streams(vocabulary, base.hidden_size, width)
 
     @property
     def first(self) -> Segment:
