@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedsplit.split.checkpoint import Stored
 
-SLAB_BYTES = 1 << 25
+SLAB_BYTES = 1 << 23
 """Largest piece of a streamed matrix held at a time."""
 
 
