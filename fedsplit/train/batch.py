@@ -30,11 +30,6 @@ class Batch:
         return len(self.rows.lengths)
 
 
-def count_label_tokens(task: Task, labels: Tensor) -> int:
-    """Terms of the loss: samples, or for language models positions that predict a label (the first predicts none)."""
-    return int((labels[:, 1:] != IGNORED).sum()) if task == "causal-lm" else labels.shape[0]
-
-
 def labels_to_wire(task: Task, batch: Batch) -> Tensor:
     """(N,) for language models, padding left out; else (B,)."""
     return pack(batch.labels, batch.rows) if task == "causal-lm" else batch.labels
