@@ -110,6 +110,10 @@ class Crew:
                 child.kill()
         for reader in self._readers:
             reader.join(5.0)
+        for child in self._children.values():
+            for stream in (child.stdout, child.stderr):
+                if stream is not None:
+                    stream.close()
 
     def start(self, name: str, verb: list[str], threads: int = 0) -> None:
         """Run ``fedsplit VERB --json`` as ``name`` (empty: the server)."""
