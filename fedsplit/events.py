@@ -1,6 +1,7 @@
 """What happens while a run goes on, as values; the command line draws them, tests collect them.
 
-One line of JSON an event carries them from one process to another. Producers take an ``Emit`` and call it; nobody prints. Times are seconds, sizes bytes.
+One line of JSON an event carries them from one process to another. Producers take an ``Emit`` and call it; nobody
+prints. Times are seconds, sizes bytes.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Note(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Finished(Event):
-    """The end of a client's run, or (``client`` empty) of the server's. ``digest`` identifies the final adapter's bits."""
+    """The end of a client's run, or (``client`` empty) of the server's. ``digest``: the final adapter's bits."""
 
     round: int
     reason: str

@@ -106,9 +106,7 @@ def join(
                 emit(Note(client=name, text=str(feed.dataset.report), warning=True))
             summary = feed.dataset.summary
             part = ClientPart(base, offer.plan, offer.run, device)
-            line = ServerLine(
-                end, server=link.endpoint, patience_s=offer.run.rounds.patience_s, emit=emit, client=name
-            )
+            line = ServerLine(end, server=link.endpoint, patience_s=offer.run.rounds.patience_s, emit=emit, client=name)
             worker = Worker(name, offer.run, part, feed, line, lambda: session.again(offer, summary), emit, kept)
             session.accept(offer, summary)
             result = worker.work()

@@ -67,7 +67,7 @@ class Admission:
             plan = self._planner(hello.client, hello.profile, data, hello.topology)
             assets = self._offer(plan)
         except PlanError as error:
-            return Refuse(code="no-plan", reason=str(error), fix="ask the operator, or join from a device with more to give")
+            return Refuse(code="no-plan", reason=str(error), fix="ask the operator, or use a larger device")
         except FedsplitError as error:
             return Refuse(code="server", reason=str(error), fix="tell the operator")
         self._roster.put(Member(hello.client, identity, public_key, hello.profile, plan, data, now))
