@@ -129,6 +129,8 @@ class Session:
                     if damaged == DAMAGED:
                         raise refused(refuse, self._link.endpoint)
                     said = -REPEAT_S
+                case Refuse(code="stale" | "hello-first"):
+                    said = -REPEAT_S  # the answer to something from before this hello
                 case Refuse() as refuse:
                     raise refused(refuse, self._link.endpoint)
         raise Timeout(f"{self._link.endpoint} did not answer within {ANSWER_S:.0f} s; look at the server's terminal")

@@ -40,10 +40,15 @@ class Stash:
         self._kept[key] = kept
         self.nbytes += kept.nbytes
         while self.nbytes > self.budget_bytes and len(self._kept) > 1:
-            # The first of equals is the oldest. What was evicted before goes last: else two clients that share too
-            # little room could evict each other forever.
-            self.pop(min(self._kept, key=lambda key: self._kept[key].attempt))
+            self.pop(self._victim())
             self.evicted += 1
+
+    def _victim(self) -> Key:
+        """The oldest first attempt; where all are repeats, the newest: one that was evicted before now stays.
+
+        Otherwise clients that share too little room could evict each other forever.
+        """
+        return next((key for key, kept in self._kept.items() if not kept.attempt), next(reversed(self._kept)))
 
     def pop(self, key: Key) -> Kept | None:
         kept = self._kept.pop(key, None)

@@ -40,7 +40,7 @@ def texts() -> list[str]:
     return sorted(set(found))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def rows(texts: list[str]) -> Callable[[str], dict[str, Rows]]:
     """Rows for clients ``"abc"``: texts, with the label that classification needs."""
 
@@ -75,6 +75,25 @@ def party(tmp_path: Path, rows: Callable[[str], dict[str, Rows]]) -> Iterator[Ca
 
     yield make
     for one in made:
+        one.world.close()
+
+
+@pytest.fixture(scope="session")
+def reference(
+    tmp_path_factory: pytest.TempPathFactory, rows: Callable[[str], dict[str, Rows]]
+) -> Iterator[Callable[..., Party]]:
+    """As ``party``: the run to which nothing happens, each computed once."""
+    known: dict[str, Party] = {}
+
+    def make(clients: Mapping[str, str], **settings: object) -> Party:
+        text = run_file(clients, **settings)
+        if text not in known:
+            folder = tmp_path_factory.mktemp("reference")
+            known[text] = Party(text, _sorted(rows("".join(clients)), clients), folder).start().finish()
+        return known[text]
+
+    yield make
+    for one in known.values():
         one.world.close()
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from fedsplit.config.load import dumps, loads
 from fedsplit.config.run import RunFile
@@ -17,6 +18,7 @@ from fedsplit.state.personal import Personal
 from fedsplit.state.rundir import RunDir
 from fedsplit.testing.faults import Faults
 from fedsplit.testing.loopback import Loopback, LoopbackDealer
+from fedsplit.train.batch import Batch
 from fedsplit.train.exported import model_folder
 from fedsplit.train.feed import Feed
 from fedsplit.train.part import ClientPart
@@ -46,6 +48,8 @@ LAPTOP = DeviceProfile(
     memory_bytes=8 << 30,
     free_memory_bytes=4 << 30,
 )
+E = TypeVar("E", bound=Event)
+
 _BASES: dict[str, Base] = {}
 
 
@@ -64,7 +68,7 @@ class Recorder:
     sent: list[Packet] = field(default_factory=list)
     received: list[Packet] = field(default_factory=list)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.end, name)
 
     @property
@@ -86,6 +90,23 @@ class Recorder:
         return packet
 
 
+@dataclass
+class SlowFeed:
+    """A feed whose every step takes some of the world's time."""
+
+    feed: Feed
+    world: World
+    seconds: float
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.feed, name)
+
+    def train(self, first_step: int, steps: int) -> Iterator[list[Batch]]:
+        for batches in self.feed.train(first_step, steps):
+            self.world.sleep(self.seconds)
+            yield batches
+
+
 class Party:
     """``data`` maps client names to their rows. ``start`` brings everybody in; ``finish`` returns at the end."""
 
@@ -100,6 +121,8 @@ class Party:
         self.run = loads(run) if isinstance(run, str) else run
         self.base = base_of(self.run.model.path)
         self.folder, self.faults = folder, faults or Faults()
+        self.server_faults = self.faults
+        self.actors: dict[str, Actor] = {}
         self.world, self.link = World(), Loopback()
         self.events: list[Event] = []
         self.results: dict[str, Result] = {}
@@ -108,6 +131,8 @@ class Party:
         self.host: Host
         self.keeper: Keeper
         self.rows = dict(data)
+        self.slow: dict[str, float] = {}
+        """Seconds that a client needs for every step."""
         self._topologies = topologies or {}
         self._data = {name: _written(folder / f"{name}.jsonl", rows) for name, rows in data.items()}
         self._starts = 0
@@ -140,9 +165,14 @@ class Party:
         """How many packets of a kind clients sent or received."""
         return sum(kind_of(p.message) == kind for end in self.ends.values() for p in (*end.sent, *end.received))
 
+    def all(self, kind: type[E]) -> list[E]:
+        """Every event of a kind so far."""
+        return [event for event in self.events if isinstance(event, kind)]
+
     def serve(self) -> Actor:
         """Start the server, or start it again from what the last one left on the disk."""
-        self.link = self.link if self._starts == 0 else Loopback()
+        if self._starts:
+            self.link = Loopback()
         self._starts += 1
         run, runs = self.run, RunDir(self.folder / "run")
         runs.begin(dumps(run), resume=self._starts > 1)
@@ -156,7 +186,7 @@ class Party:
             files=Assets(self.base, run.model, self.folder / "segments"),
             era=self._starts << 20,
         )
-        end = self.world.server(self.faults.server(self.link.gateway))
+        end = self.world.server(self.server_faults.server(self.link.gateway))
 
         def work() -> None:
             self.host = Host(parts, end, self.events.append, self.world.clock)
@@ -165,7 +195,7 @@ class Party:
             finally:
                 journal.close()
 
-        return self.world.add("server", work)
+        return self._add("server", work)
 
     def serve_again(self) -> Actor:
         """After a crash: a new server, to which every client's connection comes back."""
@@ -179,7 +209,11 @@ class Party:
         """Start a client, or start it again as a new process would."""
         dealer = self.dealers[name] = self.link.dealer(name)
         end = self.world.client(self.faults.client(dealer, name))
-        return self.world.add(name, lambda: self._client(name, end))
+        return self._add(name, lambda: self._client(name, end))
+
+    def _add(self, name: str, work: Callable[[], None]) -> Actor:
+        actor = self.actors[name] = self.world.add(name, work)
+        return actor
 
     def _client(self, name: str, end: ClientEnd) -> None:
         recorder = self.ends[name] = Recorder(end)
@@ -188,6 +222,8 @@ class Party:
         session = Session(orderly, JoinLink("memory", 1), name, LAPTOP, topology, emit, clock=clock)
         offer = session.hello()
         feed = Feed.open(self._data[name], as_planned(offer), self.base, name)
+        if name in self.slow:
+            feed = cast(Feed, SlowFeed(feed, self.world, self.slow[name]))
         part = ClientPart(self.base, offer.plan, offer.run)
         line = ServerLine(orderly, server="memory", patience_s=300.0, emit=emit, client=name, clock=clock)
         kept = Personal(self.folder / "devices" / name).run(offer.run.run.name, client=name)

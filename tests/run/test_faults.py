@@ -26,11 +26,11 @@ SMALL: dict[str, object] = {"train__steps": 1, "server__stash_bytes": 1}
 
 
 @pytest.mark.parametrize("action", ["drop", "duplicate", "delay", "corrupt"])
-def test_one_of_every_kind(party: Make, action: str) -> None:
+def test_one_of_every_kind(party: Make, reference: Make, action: str) -> None:
     faults = Faults()
     for kind in KINDS:
         getattr(faults, action)(kind)
-    clean, faulty = party(MIXED, **SMALL), party(MIXED, **SMALL, faults=faults)
+    clean, faulty = reference(MIXED, **SMALL), party(MIXED, **SMALL, faults=faults)
     faults.check()
     assert faulty.digest == clean.digest
     assert {name: result.after for name, result in faulty.results.items()} == {
@@ -39,24 +39,24 @@ def test_one_of_every_kind(party: Make, action: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_lost_alone(party: Make, kind: str) -> None:
+def test_every_kind_lost_alone(party: Make, reference: Make, kind: str) -> None:
     client = {"a": MIXED["b"] if kind == "grad" else MIXED["a"]}
     settings = {**SMALL, "train__rounds": 1}
     faults = Faults().drop(kind)
-    clean, faulty = party(client, **settings), party(client, **settings, faults=faults)
+    clean, faulty = reference(client, **settings), party(client, **settings, faults=faults)
     faults.check()
     assert faulty.digest == clean.digest
 
 
 @pytest.mark.parametrize("mode", ["shared-concat", "shared-sequential"])
 @pytest.mark.parametrize("action", ["drop", "duplicate", "corrupt"])
-def test_steps_taken_together_or_in_turn(party: Make, mode: str, action: str) -> None:
+def test_steps_taken_together_or_in_turn(party: Make, reference: Make, mode: str, action: str) -> None:
     faults = Faults()
     for kind in ("forward", "hidden", "backward", "grad", "prepare", "commit", "update"):
         getattr(faults, action)(kind, client="c")
         getattr(faults, action)(kind, client="a")
     settings = {"server__adapters": mode, "train__steps": 2, "train__rounds": 1}
     names = {"a": MIXED["a"], "c": MIXED["c"]}
-    clean, faulty = party(names, **settings), party(names, **settings, faults=faults)
+    clean, faulty = reference(names, **settings), party(names, **settings, faults=faults)
     faults.check()
     assert faulty.digest == clean.digest

@@ -32,7 +32,9 @@ STEPS: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("optimizer", [{"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9}, {"weight_decay": 0.01}])
+@pytest.mark.parametrize(
+    "optimizer", [{"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9}, {"weight_decay": 0.01}]
+)
 def test_every_topology_gives_the_same_adapter(party: Make, optimizer: Mapping[str, object]) -> None:
     settings = {f"train__{key}": value for key, value in optimizer.items()}
     runs = {place: party({"a": text}, **settings) for place, text in PLACES.items()}

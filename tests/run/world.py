@@ -7,6 +7,7 @@ shared between two that run, a wait of ten seconds costs nothing, and every run 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ from fedsplit.wire.messages import Message
 
 REAL_LIMIT_S = 120.0
 """An actor that computes for longer has hung."""
+PACE_S = 0.001
+"""Real seconds a step of the clock takes at least: injected delays are real, and must not outlast the patience."""
 
 
 class Stopped(BaseException):
@@ -97,6 +100,12 @@ class World:
         if self._over:
             raise Stopped
 
+    def sleep(self, seconds: float) -> None:
+        """Called by the active actor: take this long over something."""
+        until_s = self.now_s + seconds
+        while self.now_s < until_s:
+            self.wait(until_s)
+
     def progress(self) -> None:
         """Called by the active actor: something happened, so time stands still."""
         self._moved = True
@@ -132,6 +141,7 @@ class World:
         soonest = min(actor.wakes_s for actor in waiting)
         assert soonest < self._limit_s, f"nothing happens any more at {self.now_s:.1f} s: {[a.name for a in waiting]}"
         self.now_s = max(self.now_s, soonest)
+        time.sleep(PACE_S)
 
 
 class WorldClient:
