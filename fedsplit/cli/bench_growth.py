@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from fedsplit.cli.bench_models import model_and_task, write_rows
-from fedsplit.cli.bench_runs import Shape, client, watched, write_run
+from fedsplit.cli.bench_runs import Shape, client, watched, words, write_run
 from fedsplit.cli.watch import Usage
 from fedsplit.errors import ConfigError, Problem
 
@@ -19,9 +19,15 @@ STEPS_A_ROUND = 50
 
 
 def rows(
-    steps: int = 2000, batch: int = 4, tokens: int = 64, model: str = "minilm", hidden: int = 384, layers: int = 6
+    steps: int = 2000,
+    batch: int = 4,
+    tokens: int = 64,
+    model: str = "minilm",
+    topologies: str = "u,w",
+    hidden: int = 384,
+    layers: int = 6,
 ) -> list[dict[str, object]]:
-    """Memory of a server, a ``w`` and a ``u`` client over many steps: resident at its peak, else private (watch.py).
+    """Memory of a server and its clients over many steps: resident at its peak, else private (watch.py).
 
     ``growth_bytes_per_1000_steps`` is the median slope after the first fifth, ``growth`` the last tenth over the first
     one. ``model``: a folder or name for classification, or ``llama`` or ``bert`` for a random one of ``hidden`` and
@@ -35,7 +41,7 @@ def rows(
         folder = Path(scratch)
         source, task = model_and_task(model, folder, hidden=hidden, layers=layers)
         data = write_rows(folder / "rows.jsonl", task, tokens, 16 * batch)
-        clients = [client("w-device", "w", data=data), client("u-device", "u", data=data)]
+        clients = [client(f"{topology}-device", topology, data=data) for topology in words(topologies)]
         shape = Shape(batch=batch, tokens=tokens, steps=STEPS_A_ROUND, rounds=rounds)
         run_file = write_run(folder, source, task, clients, shape)
         watches = watched(run_file)

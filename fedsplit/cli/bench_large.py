@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedsplit.cli.bench_models import write_rows, write_tokenizer
-from fedsplit.cli.bench_runs import Shape, client, watched, write_run
+from fedsplit.cli.bench_runs import Shape, client, watched, words, write_run
 from fedsplit.errors import ConfigError, InternalError, Problem
 from fedsplit.events import Event, StepDone
 from fedsplit.split.base import Base, open_base
@@ -42,9 +42,7 @@ def rows(
     with tempfile.TemporaryDirectory(prefix="fedsplit-") as scratch, _model(model, Path(scratch)) as folder:
         base = open_base(str(folder))
         shape = Shape(batch=batch, tokens=tokens, steps=steps)
-        return [
-            _measure(base, Path(scratch), topology.strip(), shape, threads, dtype) for topology in topologies.split(",")
-        ]
+        return [_measure(base, Path(scratch), topology, shape, threads, dtype) for topology in words(topologies)]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ body's layers take where they are: weights, what autograd keeps of one batch, fa
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from fedsplit.cli.bench_models import LABELS, model_and_task, write_rows
-from fedsplit.cli.bench_runs import Shape, client, watched, write_run
+from fedsplit.cli.bench_runs import Shape, client, watched, words, write_run
 from fedsplit.config.run import LoraSection, Task
 from fedsplit.split.base import open_base
 from fedsplit.split.rows import Rows
@@ -37,48 +38,51 @@ class Body:
 
 
 def rows(
-    models: str = "minilm,llama", batch: int = 16, tokens: int = 64, steps: int = 6, hidden: int = 384, layers: int = 6
+    models: str = "minilm,llama",
+    topologies: str = "u,w",
+    batch: int = 16,
+    tokens: int = 64,
+    steps: int = 6,
+    hidden: int = 384,
+    layers: int = 6,
 ) -> list[dict[str, object]]:
-    """Peak resident memory of a ``local``, a ``u`` and a ``w`` client, and what the layers they leave out take.
+    """Peak resident memory of a client that holds all and of others, and what the layers they leave out take.
 
     ``below_local_bytes`` is what they save, ``body_bytes`` what they should at least save: weights, activations and
     optimiser state of the layers at the server. ``models``: names or folders; ``llama``, ``bert``: random ones.
     """
-    found = []
-    for model in models.split(","):
+    found: list[dict[str, object]] = []
+    shape = Shape(batch=batch, tokens=tokens, steps=steps)
+    for model in words(models):
         with tempfile.TemporaryDirectory(prefix="fedsplit-") as scratch:
-            found += _measure(model.strip(), Path(scratch), batch, tokens, steps, hidden, layers)
+            source, task = model_and_task(model, Path(scratch), hidden=hidden, layers=layers)
+            measured = _measure(source, task, Path(scratch), words(topologies), shape)
+            found += [{"model": model, **row} for row in measured]
     return found
 
 
 def _measure(
-    model: str, folder: Path, batch: int, tokens: int, steps: int, hidden: int, layers: int
-) -> list[dict[str, object]]:
-    source, task = model_and_task(model, folder, hidden=hidden, layers=layers)
+    source: str, task: Task, folder: Path, topologies: Sequence[str], shape: Shape
+) -> Iterator[dict[str, object]]:
     depth = open_base(source).num_layers
-    cuts = {"local": (depth, depth), "u": (1, depth - 1), "w": (0, depth)}
-    data = write_rows(folder / "rows.jsonl", task, tokens, 4 * batch)
+    cuts = {"local": (depth, depth)}
+    cuts |= {topology: (0, depth) if topology == "w" else (1, depth - 1) for topology in topologies}
+    data = write_rows(folder / "rows.jsonl", task, shape.tokens, 4 * shape.batch)
     clients = [client(name, name, cut, data=data) for name, cut in cuts.items()]
-    shape = Shape(batch=batch, tokens=tokens, steps=steps)
     watches = watched(write_run(folder, source, task, clients, shape))
     peaks = {name: watches[name].usage().peak_bytes for name in cuts}
-    found = []
     for name, cut in cuts.items():
-        body = body_bytes(source, task, cut, batch, tokens)
-        found.append(
-            {
-                "model": model,
-                "client": name,
-                "cut": f"{cut[0]}-{cut[1]}",
-                "peak_bytes": peaks[name],
-                "below_local_bytes": peaks["local"] - peaks[name],
-                "body_bytes": body.total,
-                "weights_bytes": body.weights,
-                "activations_bytes": body.activations,
-                "optimizer_bytes": body.states,
-            }
-        )
-    return found
+        body = body_bytes(source, task, cut, shape.batch, shape.tokens)
+        yield {
+            "client": name,
+            "cut": f"{cut[0]}-{cut[1]}",
+            "peak_bytes": peaks[name],
+            "below_local_bytes": peaks["local"] - peaks[name],
+            "body_bytes": body.total,
+            "weights_bytes": body.weights,
+            "activations_bytes": body.activations,
+            "optimizer_bytes": body.states,
+        }
 
 
 def body_bytes(source: str, task: Task, cut: tuple[int, int], batch: int, tokens: int) -> Body:

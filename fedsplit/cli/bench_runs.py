@@ -79,6 +79,11 @@ def client(
     return msgspec.convert(fixed, ClientSection)
 
 
+def words(text: str) -> list[str]:
+    """The parts of an option that takes several with commas between them."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def watched(run_file: Path, heard: Emit = silent) -> Mapping[str, Watch]:
     """Run to the end with the memory of every process watched from the first step to the last; the server is ``""``.
 

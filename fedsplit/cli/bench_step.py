@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsplit.cli.bench_models import task_of, write_model, write_rows
-from fedsplit.cli.bench_runs import PROFILE, Shape, client, write_run
+from fedsplit.cli.bench_runs import PROFILE, Shape, client, words, write_run
 from fedsplit.cli.bench_turns import START_S, Turns, child_pid, on_cores, processor_seconds
 from fedsplit.cli.simulate import Crew
 from fedsplit.errors import ConfigError, InternalError, Problem
@@ -61,11 +61,11 @@ def rows(
     """
     found = []
     with tempfile.TemporaryDirectory(prefix="fedsplit-") as scratch, on_cores(threads):
-        for family in _words(families):
+        for family in words(families):
             folder = write_model(Path(scratch) / family, family, hidden=hidden, layers=layers)
-            for batch, tokens in map(_shape, _words(shapes)):
+            for batch, tokens in map(_shape, words(shapes)):
                 with _plain(folder, family, batch, tokens, threads, device) as plain:
-                    for topology in _words(topologies):
+                    for topology in words(topologies):
                         case = Case(
                             folder=folder,
                             family=family,
@@ -81,10 +81,6 @@ def rows(
     return found
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
 def _shape(text: str) -> tuple[int, int]:
     batch, _, tokens = text.partition("x")
     if not (batch.isdecimal() and tokens.isdecimal() and int(batch) > 0 and int(tokens) > 0):
@@ -94,8 +90,8 @@ def _shape(text: str) -> tuple[int, int]:
 
 @contextmanager
 def _plain(folder: Path, family: str, batch: int, tokens: int, threads: int, device: str) -> Iterator[Turns]:
-    words = [str(folder), task_of(family), str(batch), str(tokens), device]
-    with Turns("fedsplit.cli.bench_plain", words, threads, {}) as plain:
+    arguments = [str(folder), task_of(family), str(batch), str(tokens), device]
+    with Turns("fedsplit.cli.bench_plain", arguments, threads, {}) as plain:
         plain.ready()
         yield plain
 
@@ -106,8 +102,8 @@ def _compare(case: Case, plain: Turns, warmup: int) -> dict[str, object]:
         crew = stack.enter_context(Crew(silent))
         link = _serve(case, scratch, crew)
         data = write_rows(scratch / "rows.jsonl", task_of(case.family), case.tokens, 8 * case.batch)
-        words = [link, str(data), CLIENT, PROFILE, str(scratch / "state"), case.device]
-        split = stack.enter_context(Turns("fedsplit.cli.bench_client", words, case.threads, NO_SPIN))
+        arguments = [link, str(data), CLIENT, PROFILE, str(scratch / "state"), case.device]
+        split = stack.enter_context(Turns("fedsplit.cli.bench_client", arguments, case.threads, NO_SPIN))
         split.ready()
         ours = [split.pid, child_pid("serve")]
         for _ in range(warmup):
@@ -132,8 +128,8 @@ def _serve(case: Case, scratch: Path, crew: Crew) -> str:
     fixed = client(CLIENT, case.topology, case.cut, threads=case.threads)
     shape = Shape(batch=case.batch, tokens=case.tokens, steps=case.steps)
     run_file = write_run(scratch, case.folder, task_of(case.family), [fixed], shape)
-    words = ["serve", str(run_file), "--link-file", str(link), "--device", case.device]
-    crew.start("", words, threads=case.threads)
+    verb = ["serve", str(run_file), "--link-file", str(link), "--device", case.device]
+    crew.start("", verb, threads=case.threads)
     return crew.wait_for_file(link, START_S)
 
 
