@@ -116,14 +116,16 @@ def join(
 
 @contextmanager
 def farewell(end: ClientEnd, name: str) -> Iterator[None]:
-    """Whatever ends the block early, the server hears that this client is gone and why, if it can still be told."""
+    """An error that ends the block ends this client's part in the run: the server hears so, if it can be told.
+
+    Ctrl-C and kill do not: whoever is interrupted may come back, and is waited for.
+    """
     try:
         yield
-    except BaseException as error:
-        # Not its text: that may quote a row.
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
+    except Exception as error:
         with suppress(FedsplitError):
-            end.send(Bye(client=name, reason=reason))
+            # Not its text: that may quote a row.
+            end.send(Bye(client=name, reason=type(error).__name__))
         raise
 
 

@@ -201,7 +201,5 @@ class Coordinator:
     def _step_done(self, name: str, commit: Commit, now: float) -> None:
         began, self._step_began[name] = self._step_began.get(name, now), now
         steps = self._run.train.steps
-        event = StepDone(
-            client=name, round=commit.round, step=commit.step, steps=steps, loss=None, seconds=now - began
-        )
+        event = StepDone(client=name, round=commit.round, step=commit.step, steps=steps, loss=None, seconds=now - began)
         self._tell(event)

@@ -172,9 +172,7 @@ class Desk:
         if found != wanted:
             names = "round, era, base version, adapter version, cut"
             raise RemoteProtocolError(f"{name} is at ({names}) = {found}, the server at {wanted}; join again")
-        check_content(
-            message, packet.tensors, self._run.model, self._engine.segment.base, labels_here=seat.labels_here
-        )
+        check_content(message, packet.tensors, self._run.model, self._engine.segment.base, labels_here=seat.labels_here)
 
     def _drain(self) -> list[Out]:
         outs: list[Out] = []

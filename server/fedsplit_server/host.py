@@ -51,9 +51,7 @@ class Parts:
 class Host:
     """The loop between a server end and the coordinator. ``turn`` is one round of it."""
 
-    def __init__(
-        self, parts: Parts, end: ServerEnd, emit: Emit, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, parts: Parts, end: ServerEnd, emit: Emit, clock: Callable[[], float] = time.monotonic) -> None:
         self._end, self._files, self._clock, self._emit = end, parts.files, clock, emit
         self._keeper = parts.keeper
         self.roster = Roster()

@@ -27,7 +27,7 @@ from fedsplit.wire.ends import ClientEnd, Tensors
 from fedsplit.wire.frames import Packet
 from fedsplit.wire.link import JoinLink
 from fedsplit.wire.messages import Message, kind_of
-from fedsplit_client.join import as_planned
+from fedsplit_client.join import as_planned, farewell
 from fedsplit_client.line import ServerLine
 from fedsplit_client.orderly import OrderlyEnd
 from fedsplit_client.session import Session
@@ -60,11 +60,21 @@ def base_of(path: str) -> Base:
     return _BASES[path]
 
 
+Tamper = Callable[[Message, Tensors], tuple[Message, Tensors]]
+"""What a client says instead."""
+
+
+def honest(message: Message, tensors: Tensors) -> tuple[Message, Tensors]:
+    """No tampering."""
+    return message, tensors
+
+
 @dataclass
 class Recorder:
     """A ``ClientEnd`` that notes every packet of both directions before faults strike."""
 
     end: ClientEnd
+    tamper: Tamper
     sent: list[Packet] = field(default_factory=list)
     received: list[Packet] = field(default_factory=list)
 
@@ -80,7 +90,8 @@ class Recorder:
         self.end.reconnected = value
 
     def send(self, message: Message, tensors: Tensors | None = None) -> int:
-        self.sent.append(Packet(message, tensors or {}))
+        message, tensors = self.tamper(message, tensors or {})
+        self.sent.append(Packet(message, tensors))
         return self.end.send(message, tensors)
 
     def receive(self, timeout_s: float) -> Packet | None:
@@ -133,6 +144,7 @@ class Party:
         self.rows = dict(data)
         self.slow: dict[str, float] = {}
         """Seconds that a client needs for every step."""
+        self.tamper: dict[str, Tamper] = {}
         self._topologies = topologies or {}
         self._data = {name: _written(folder / f"{name}.jsonl", rows) for name, rows in data.items()}
         self._starts = 0
@@ -205,9 +217,13 @@ class Party:
             dealer.restore(self.link.gateway)
         return actor
 
-    def join(self, name: str) -> Actor:
-        """Start a client, or start it again as a new process would."""
-        dealer = self.dealers[name] = self.link.dealer(name)
+    def join(self, name: str, owner: str = "") -> Actor:
+        """Start a client, or start it again as a new process would. ``owner``: another device under this name."""
+        dealer = self.link.dealer(owner or name)
+        if owner:
+            end = self.world.client(self.faults.client(dealer, name))
+            return self._add(owner, lambda: self._client(name, end))
+        self.dealers[name] = dealer
         end = self.world.client(self.faults.client(dealer, name))
         return self._add(name, lambda: self._client(name, end))
 
@@ -216,7 +232,7 @@ class Party:
         return actor
 
     def _client(self, name: str, end: ClientEnd) -> None:
-        recorder = self.ends[name] = Recorder(end)
+        recorder = self.ends[name] = Recorder(end, self.tamper.get(name, honest))
         orderly, clock, emit = OrderlyEnd(recorder, name, self.events.append), self.world.clock, self.events.append
         topology = self._topologies.get(name, "")
         session = Session(orderly, JoinLink("memory", 1), name, LAPTOP, topology, emit, clock=clock)
@@ -229,8 +245,9 @@ class Party:
         kept = Personal(self.folder / "devices" / name).run(offer.run.run.name, client=name)
         summary = feed.dataset.summary
         worker = Worker(name, offer.run, part, feed, line, lambda: session.again(offer, summary), emit, kept)
-        session.accept(offer, summary)
-        self.results[name] = worker.work()
+        with farewell(orderly, name):
+            session.accept(offer, summary)
+            self.results[name] = worker.work()
 
 
 def _written(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:

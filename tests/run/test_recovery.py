@@ -1,8 +1,9 @@
-"""A process dies at the worst moment and is started again: the run ends with the bits of one that nothing happened to."""
+"""A process dies at the worst moment and is started again: the run ends with the bits of one without a fault."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ SPLIT = {"a": CLIENTS["a"], "b": 'topology = "w"'}
 MODES = ["per-client", "shared-concat", "shared-sequential"]
 MEASURED: dict[str, object] = {"evaluate__every": 1}
 
-MOMENTS = {
+MOMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "joining": ("welcome", {}),
     "measuring before": ("report", {"phase": "before"}),
     "the first round begins": ("start", {"round": 0}),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fedsplit.lora.adapter import flatten
+from fedsplit.method.record import GlobalState
+from fedsplit.train.start import first_state
 from tests.run.party import Party
 
 Make = Callable[..., Party]
@@ -116,13 +120,11 @@ def test_a_small_stash_costs_repeats_not_bits(party: Make) -> None:
     assert plenty.kinds("missing") == 0
 
 
-def first_state_of(run: Party) -> object:
-    from fedsplit.train.start import first_state
-
+def first_state_of(run: Party) -> GlobalState:
     return first_state(run.base, run.run)
 
 
-def arrays(run: Party) -> dict[str, np.ndarray]:
+def arrays(run: Party) -> dict[str, NDArray[Any]]:
     state = run.keeper.best()[0]
     return {name: np.asarray(value) for name, value in flatten(state.adapter, state.head).items()}
 
