@@ -56,7 +56,7 @@ dir = "{folder}/run"
 path = "minilm"
 task = "classification"
 labels = {labels}
-max_length = 64
+max_length = 48
 
 [lora]
 rank = 8
@@ -81,8 +81,7 @@ deadline_s = 300.0
 exposes_tokens = true
 
 [evaluate]
-every = 4
-metric = "loss"
+every = 5
 """
 CLIENT = """
 [[clients]]
@@ -95,7 +94,7 @@ device = "{device}"
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the adapter.")] = Path("demo-adapter"),
-    rounds: Annotated[int, typer.Option(help="Rounds of three steps on each device.")] = 12,
+    rounds: Annotated[int, typer.Option(help="Rounds of three steps on each device.")] = 10,
     test_rows: Annotated[int, typer.Option(help="Passages that the comparison is measured on.")] = 240,
     json: Annotated[bool, typer.Option("--json", help="At the end, print the numbers as one JSON object.")] = False,
 ) -> None:
