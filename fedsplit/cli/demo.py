@@ -72,6 +72,8 @@ steps = 3
 batch = 16
 learning_rate = 0.01
 schedule = "linear"
+warmup_steps = 3
+clip = 1.0
 
 [rounds]
 clients = 3
