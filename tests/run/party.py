@@ -146,7 +146,7 @@ class Party:
         """Seconds that a client needs for every step."""
         self.tamper: dict[str, Tamper] = {}
         self._topologies = topologies or {}
-        self._data = {name: _written(folder / f"{name}.jsonl", rows) for name, rows in data.items()}
+        self._data = {name: written(folder / f"{name}.jsonl", rows) for name, rows in data.items()}
         self._starts = 0
 
     def __enter__(self) -> Party:
@@ -250,6 +250,6 @@ class Party:
             self.results[name] = worker.work()
 
 
-def _written(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+def written(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
     return path

@@ -1,0 +1,152 @@
+"""Real processes of the real command over real TCP, for tests that kill them."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedsplit.devices.load import save
+from fedsplit.events import Event, Finished, from_json
+from tests.run.party import LAPTOP
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 60.0
+
+
+@dataclass
+class Process:
+    """``fedsplit VERB … --json``, its events as they come, what it complained about, how it ended."""
+
+    words: list[str]
+    events: list[Event] = field(default_factory=list)
+    fresh: queue.SimpleQueue[Event | None] = field(default_factory=queue.SimpleQueue)
+
+    def __post_init__(self) -> None:
+        paths = os.pathsep.join(str(ROOT / part) for part in (".", "server", "client"))
+        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "fedsplit", *self.words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        self.error = ""
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._listen, self._complain)]
+        for thread in self._threads:
+            thread.start()
+
+    def until(self, kind: type[Event], **fields: object) -> Event:
+        """Wait for an event of this kind with these fields."""
+        deadline = time.monotonic() + LIMIT_S
+        while (left_s := deadline - time.monotonic()) > 0:
+            event = self.fresh.get(timeout=left_s)
+            assert event is not None, f"{self.words[0]} ended before {kind.__name__}: {self.error}"
+            if isinstance(event, kind) and all(getattr(event, name) == value for name, value in fields.items()):
+                return event
+        raise AssertionError(f"{self.words[0]}: no {kind.__name__} {fields} within {LIMIT_S:.0f} s")
+
+    def end(self, expected: int = 0) -> str:
+        """Wait for the end and its exit code; what it said on standard error."""
+        code = self.child.wait(LIMIT_S)
+        for thread in self._threads:
+            thread.join(LIMIT_S)
+        self.child.stdout and self.child.stdout.close()
+        self.child.stderr and self.child.stderr.close()
+        assert code == expected, f"{' '.join(self.words)} ended with {code}: {self.error}"
+        assert "Traceback" not in self.error
+        return self.error
+
+    def signal(self, number: signal.Signals) -> None:
+        self.child.send_signal(number)
+
+    @property
+    def finished(self) -> Finished:
+        """The last word of a process that ended well."""
+        [event] = [event for event in self.events if isinstance(event, Finished)]
+        return event
+
+    def _listen(self) -> None:
+        assert self.child.stdout is not None
+        for line in self.child.stdout:
+            if (event := from_json(line)) is not None:
+                self.events.append(event)
+                self.fresh.put(event)
+        self.fresh.put(None)
+
+    def _complain(self) -> None:
+        assert self.child.stderr is not None
+        for line in self.child.stderr:
+            self.error += line
+
+
+class Stage:
+    """One run's files and processes; leaving it ends what still runs."""
+
+    def __init__(self, folder: Path, run_toml: str, data: Mapping[str, Path]) -> None:
+        self.folder, self.data, self.port = folder, data, free_port()
+        self.run_file = folder / "run.toml"
+        self.run_file.write_text(run_toml, "utf-8")
+        self.profile = folder / "laptop.toml"
+        save(LAPTOP, self.profile)
+        self._started: list[Process] = []
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._started:
+            if process.child.poll() is None:
+                process.child.kill()
+            process.child.wait(LIMIT_S)
+
+    def start(self, *words: str) -> Process:
+        """Any verb."""
+        process = Process(list(words))
+        self._started.append(process)
+        return process
+
+    def serve(self, *flags: str) -> Process:
+        """The server, on the same port every time; returns at once."""
+        link = self.folder / "link"
+        link.unlink(missing_ok=True)
+        return self.start(
+            *("serve", str(self.run_file), "--json", "--port", str(self.port), "--link-file", str(link), *flags)
+        )
+
+    def link(self) -> str:
+        """The join line, once the server listens."""
+        path = self.folder / "link"
+        wait_for(path.exists)
+        return path.read_text("utf-8")
+
+    def join(self, name: str, *flags: str, link: str = "", data: Path | None = None) -> Process:
+        """A client with its rows, its state in a folder of its own."""
+        rows = str(data or self.data[name])
+        where = ("--state", str(self.folder / "devices" / name), "--profile", str(self.profile))
+        return self.start("join", link or self.link(), "--json", "--yes", "--data", rows, "--name", name, *where, *flags)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)

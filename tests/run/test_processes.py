@@ -1,0 +1,108 @@
+"""Real processes over encrypted TCP: whatever is killed and started again, the run ends with the same bits.
+
+The bits to reach come from the same run in one process over the link in memory.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fedsplit.config.load import loads
+from fedsplit.events import Measured, RoundClosed, RoundStarted, StepDone
+from tests.run.conftest import Rows, run_file
+from tests.run.party import Party, written
+from tests.run.processes import Process, Stage
+
+CLIENTS = {"a": 'topology = "u"\ncut = [1, 3]', "b": 'topology = "w"', "c": 'topology = "local"'}
+LLAMA: dict[str, object] = {"train__rounds": 3, "train__steps": 6, "evaluate__every": 1}
+MINILM: dict[str, object] = {
+    "model__path": "minilm",
+    "model__task": "classification",
+    "model__labels": ["short", "long"],
+    "train__rounds": 3,
+    "train__steps": 2,
+}
+MakeRows = Callable[[str], dict[str, Rows]]
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory, rows: MakeRows) -> Callable[[str], str]:
+    """A run file to the digest of its adapter, computed in this process."""
+    known: dict[str, str] = {}
+
+    def digest(text: str) -> str:
+        if text not in known:
+            names = "".join(section.name for section in loads(text).clients)
+            own = {name: one for name, one in rows("abc").items() if name in names}
+            with Party(text, own, tmp_path_factory.mktemp("reference")) as party:
+                known[text] = party.start().finish().digest
+        return known[text]
+
+    return digest
+
+
+@pytest.fixture
+def stage(tmp_path: Path, rows: MakeRows) -> Iterator[Callable[..., Stage]]:
+    made: list[Stage] = []
+
+    def make(text: str) -> Stage:
+        data = {name: written(tmp_path / f"{name}.jsonl", own) for name, own in rows("abc").items()}
+        made.append(Stage(tmp_path, text, data))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.__exit__()
+
+
+def test_the_server_then_a_client_are_killed_and_started_again(
+    stage: Callable[..., Stage], references: Callable[[str], str]
+) -> None:
+    text = run_file(CLIENTS, **LLAMA)
+    run = stage(text)
+    server = run.serve()
+    clients = {name: run.join(name) for name in CLIENTS}
+    server.until(StepDone, round=1, step=2)
+    server.signal(signal.SIGKILL)
+    server.end(expected=-signal.SIGKILL)
+    server = run.serve("--resume")
+    server.until(StepDone, round=2, client="a")
+    clients["a"].signal(signal.SIGKILL)
+    clients["a"].end(expected=-signal.SIGKILL)
+    before = next(event for event in clients["a"].events if isinstance(event, Measured))
+    clients["a"] = run.join("a")
+    assert ends(server, list(clients.values())) == references(text)
+    assert {event.round for event in server.events if isinstance(event, RoundClosed)} == {1, 2}
+    assert clients["a"].finished.before == before.metrics
+
+
+def test_everybody_is_interrupted_and_started_again(
+    minilm: Path, stage: Callable[..., Stage], references: Callable[[str], str]
+) -> None:
+    two = {name: CLIENTS[name] for name in "ab"}
+    text = run_file(two, **MINILM)
+    run = stage(text)
+    server = run.serve()
+    clients = [run.join(name) for name in two]
+    server.until(RoundStarted, round=1)
+    for process in (*clients, server):
+        process.signal(signal.SIGINT)
+    said = [process.end(expected=130) for process in (*clients, server)]
+    assert all("interrupted" in line and "goes on from there" in line for line in said), said
+    server = run.serve("--resume")
+    clients = [run.join(name) for name in two]
+    assert ends(server, clients) == references(text)
+
+
+def ends(server: Process, clients: list[Process]) -> str:
+    """The digest of the adapter when all end well."""
+    for process in (*clients, server):
+        process.end()
+    for client in clients:
+        assert client.finished.after
+        assert client.finished.reason == "all rounds done"
+    return server.finished.digest
