@@ -130,9 +130,8 @@ def clip_factor(squares_of_all: Iterable[float], clip: float) -> float:
 
 
 def finite(params: Mapping[str, Tensor]) -> bool:
-    """Whether every gradient is free of NaN and infinities."""
-    flags = [torch.isfinite(param.grad).all() for param in params.values() if param.grad is not None]
-    return not flags or bool(torch.stack(flags).all())
+    """Whether every gradient is free of NaN and infinities: just then its square is a number in float64."""
+    return all(map(math.isfinite, squares(params)))
 
 
 def _optimizer(train: TrainSection, params: list[Tensor]) -> torch.optim.Optimizer:

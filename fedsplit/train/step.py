@@ -9,6 +9,7 @@ so neither micro-batching nor the cut changes what is computed. Legend: N valid 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from fedsplit.split.rows import pack, unpack
 from fedsplit.split.segment import Dropout
 from fedsplit.split.tensors import from_wire, to_wire
 from fedsplit.train.batch import Batch, labels_to_wire
-from fedsplit.train.optim import clip_factor, finite, squares
+from fedsplit.train.optim import clip_factor, squares
 from fedsplit.train.part import ClientPart
 from fedsplit.wire import Packet
 from fedsplit.wire.ends import Tensors
@@ -97,10 +98,11 @@ def local_step(part: ClientPart, batches: Sequence[Batch], rate: float, at: At, 
         loss.backward()
         total += float(loss.detach())
     examples = sum(batch.examples for batch in batches)
-    if not finite(part.params):
+    norms = squares(part.params)
+    if not all(map(math.isfinite, norms)):
         part.drop()
         return Outcome(total, False, examples)
-    part.step(clip_factor(squares(part.params), part.train.clip), rate)
+    part.step(clip_factor(norms, part.train.clip), rate)
     return Outcome(total, True, examples)
 
 
@@ -233,9 +235,6 @@ class SplitStep:
                     value.grad.mul_(self._scale)
 
     def _prepare(self) -> Prepare:
-        return Prepare(
-            **self.at.fields(),
-            squares=squares(self.part.params),
-            finite=finite(self.part.params),
-            examples=self._examples,
-        )
+        norms = squares(self.part.params)
+        finite = all(map(math.isfinite, norms))
+        return Prepare(**self.at.fields(), squares=norms, finite=finite, examples=self._examples)
