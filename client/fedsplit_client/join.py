@@ -105,6 +105,8 @@ def join(
             if not feed.dataset.report.clean:
                 emit(Note(client=name, text=str(feed.dataset.report), warning=True))
             summary = feed.dataset.summary
+            if not summary.train_examples:
+                raise DataError("found no row to train on; add rows, or lower data.eval_fraction", str(data))
             part = ClientPart(base, offer.plan, offer.run, device)
             line = ServerLine(end, server=link.endpoint, patience_s=offer.run.rounds.patience_s, emit=emit, client=name)
             worker = Worker(name, offer.run, part, feed, line, lambda: session.again(offer, summary), emit, kept)

@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from fedsplit.config.load import dumps
 from fedsplit.config.run import RunFile
 from fedsplit.devices.here import free_memory
@@ -20,6 +22,7 @@ from fedsplit.method.registry import build as build_method
 from fedsplit.split.base import Base, open_base
 from fedsplit.split.engine import Engine
 from fedsplit.split.loader import tensors_for
+from fedsplit.split.placement import device_of, free_bytes
 from fedsplit.split.segment import Span, build
 from fedsplit.state.rundir import RunDir
 from fedsplit.train.exported import model_folder
@@ -73,6 +76,7 @@ def serve(
         stack.enter_context(folder.lock())
         folder.begin(dumps(run), resume=resume)
         base = open_base(model_folder(run.model.path))
+        _check_context(run, base)
         engine = engine_of(run, base, device, memory_bytes)
         keys = load_keys(folder.keys)
         gateway = stack.enter_context(
@@ -121,11 +125,24 @@ def method_of(run: RunFile) -> Method | Phases:
     return method
 
 
+def _check_context(run: RunFile, base: Base) -> None:
+    """A model with learnt positions has no embedding beyond them; others were never trained there."""
+    positions = getattr(base.config, "max_position_embeddings", None)
+    if positions is None or run.model.task == "image-classification":
+        return
+    if base.family.name == "roberta":  # its first positions stand for padding
+        positions -= int(base.config.pad_token_id) + 1
+    if run.model.max_length > positions:
+        fix = "lower it; longer texts are cut, or split with data.long"
+        found, expected = str(run.model.max_length), f"at most the model's context of {positions} tokens"
+        raise ConfigError([Problem("model.max_length", found, expected, fix)])
+
+
 def engine_of(run: RunFile, base: Base, device: str, memory_bytes: int) -> Engine:
     """The layers that clients may ask for, with the head where labels may come here."""
     lo = 0 if run.policy.exposes_tokens else min(run.policy.min_front, base.num_layers)
     span = Span(lo, base.num_layers, embeds=False, heads=run.policy.shares_labels)
-    _refuse_too_large(run, base, span, memory_bytes)
+    _refuse_too_large(run, base, span, memory_bytes, device_of(device))
     segment = build(
         base,
         span,
@@ -139,7 +156,7 @@ def engine_of(run: RunFile, base: Base, device: str, memory_bytes: int) -> Engin
     return Engine(segment, stash_bytes=run.server.stash_bytes)
 
 
-def _refuse_too_large(run: RunFile, base: Base, span: Span, memory_bytes: int) -> None:
+def _refuse_too_large(run: RunFile, base: Base, span: Span, memory_bytes: int, device: torch.device) -> None:
     """Before a byte is loaded. A budget must hold the stash as well; without one, at least the weights must fit."""
     width = 2 if run.model.dtype == "bfloat16" else 4
     names = tensors_for(base, span, run.model.task, len(run.model.labels) or None)
@@ -148,6 +165,6 @@ def _refuse_too_large(run: RunFile, base: Base, span: Span, memory_bytes: int) -
     if memory_bytes:
         stash = run.server.stash_bytes
         fix = f"{weights / 1e6:,.0f} MB are weights, {stash / 1e6:,.0f} MB server.stash_bytes: lower it"
-    have = memory_bytes or free_memory()
+    have = memory_bytes or (free_memory() if device.type == "cpu" else free_bytes(device))
     if weights + stash > have:
         raise OutOfMemory("the body", weights + stash, have, fix)

@@ -100,6 +100,8 @@ class Stage:
         self.run_file.write_text(run_toml, "utf-8")
         self.profile = folder / "laptop.toml"
         save(LAPTOP, self.profile)
+        self.server: Process
+        self.member: Process
         self._started: list[Process] = []
 
     def __enter__(self) -> Stage:
@@ -135,7 +137,8 @@ class Stage:
         """A client with its rows, its state in a folder of its own."""
         rows = str(data or self.data[name])
         where = ("--state", str(self.folder / "devices" / name), "--profile", str(self.profile))
-        return self.start("join", link or self.link(), "--json", "--yes", "--data", rows, "--name", name, *where, *flags)
+        who = ("--json", "--yes", "--data", rows, "--name", name)
+        return self.start("join", link or self.link(), *who, *where, *flags)
 
 
 def free_port() -> int:
