@@ -223,6 +223,11 @@ def test_back_after_another_program_had_the_port(keys: ServerKeys, own: KeyPair)
     host, port = gateway.address
     with Dealer(keys.link(host, port), own) as dealer:
         gateway.close()
+        deadline = time.monotonic() + 10.0
+        while dealer.down_s == 0.0:
+            # The news of the closed connection takes its way through ZeroMQ's own thread.
+            assert time.monotonic() < deadline, "the dealer never noticed"
+            time.sleep(0.01)
         with Gateway(host, port, None):
             assert not dealer.wait(1.0)
         with Gateway(host, port, keys.pair):
