@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    source: Annotated[
-        str, typer.Argument(help="An adapter folder, or a server's 'fedsplit://…'")
-    ],
+    source: Annotated[str, typer.Argument(help="An adapter folder, or a server's 'fedsplit://…'")],
     texts: Annotated[list[str], typer.Argument(help="What to ask, one text or more.")],
     tokens: Annotated[int, typer.Option(help="How many tokens a language model adds at most.")] = 40,
     model: Annotated[str, typer.Option(help="The base model's folder, when it is not where the run had it.")] = "",

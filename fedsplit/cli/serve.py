@@ -19,9 +19,7 @@ def serve(
     run_file: Annotated[Path, typer.Argument(help="The run file; make one with: fedsplit new")],
     device: Annotated[str, typer.Option(help="Where the body runs: cpu, cuda, cuda:1.")] = "cpu",
     gpu_memory: Annotated[str, typer.Option(help="Refuse before loading when more is needed, e.g. 20GB.")] = "",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     keep_open: Annotated[
         bool, typer.Option("--keep-open", help="Train nothing; answer fedsplit predict until Ctrl-C.")
     ] = False,

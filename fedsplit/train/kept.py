@@ -30,6 +30,4 @@ def state_of(kept: Checkpoint) -> GlobalState:
 
 def optimizer_of(kept: Checkpoint) -> Arrays:
     """Its state by ``tensor name/slot``; empty where every client has a copy of its own."""
-    return {
-        name.removeprefix(OPTIMIZER): array for name, array in kept.arrays.items() if name.startswith(OPTIMIZER)
-    }
+    return {name.removeprefix(OPTIMIZER): array for name, array in kept.arrays.items() if name.startswith(OPTIMIZER)}

@@ -76,9 +76,7 @@ def test_what_the_server_tells_of_others(party: Make) -> None:
 
 def test_a_device_sends_only_factors_of_layers_it_holds(party: Make) -> None:
     run = party({"a": PLACES["u"]})
-    layers = {
-        name.split("/")[0] for p in run.ends["a"].sent if isinstance(p.message, Update) for name in p.tensors
-    }
+    layers = {name.split("/")[0] for p in run.ends["a"].sent if isinstance(p.message, Update) for name in p.tensors}
     assert layers == {"0", "3", "4", "5"}
 
 

@@ -184,5 +184,3 @@ def live_bytes() -> int:
             storage = thing.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
     return sum(found.values())
-
-
