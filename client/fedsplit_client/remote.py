@@ -15,6 +15,7 @@ from torch import Tensor
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import LinkError
 from fedsplit.events import Emit, silent
+from fedsplit.lora.adapter import unflatten
 from fedsplit.split.rows import Rows, pack, unpack
 from fedsplit.split.tensors import from_wire, to_wire
 from fedsplit.state.personal import Personal
@@ -67,7 +68,9 @@ def remote_predictor(
         answer = line.next(30.0)
         if not isinstance(answer.message, Finish):
             raise LinkError(f"{parsed.endpoint} is still training; ask again when the run is done")
-        part.load(*factors(answer))
+        adapter, head = factors(answer)
+        mine = kept.load() if offer.run.model.head == "local" else None
+        part.load(adapter, unflatten(mine.arrays)[1] if mine is not None and mine.arrays else head)
         remote = _Remote(part, line, offer, name)
         section = offer.run.model
         encode = load_tokenizer(base.folder)

@@ -44,7 +44,7 @@ class Result:
 class Worker:
     """One client in one run. ``rejoin`` says hello again after the link was new, and returns when accepted.
 
-    ``kept`` is where the numbers of a run outlive this process.
+    ``kept`` is where the numbers of a run outlive this process, and a head that each client keeps to itself.
     """
 
     def __init__(
@@ -61,6 +61,8 @@ class Worker:
         self._name, self._run, self._part, self._feed = name, run, part, feed
         self._line, self._rejoin, self._emit, self._kept = line, rejoin, emit, kept
         self._measured: dict[int, dict[str, float]] = {}
+        self._own_head = run.model.head == "local"
+        self._heads: dict[int, Head] = {}
         self._report: Report | None = None
         self._restarts = 0
         self._recall()
@@ -102,7 +104,7 @@ class Worker:
         return None
 
     def _round(self, start: Start, packet: Packet) -> None:
-        self._part.load(*factors(packet))
+        self._load(start.round, packet)
         self._emit(RoundStarted(client=self._name, round=start.round, rounds=self._run.train.rounds))
         examples = 0
         for step, batches in enumerate(self._feed.train(start.first_step, start.steps)):
@@ -116,7 +118,11 @@ class Worker:
             examples=examples,
             steps=start.steps,
         )
-        self._line.tell(update, wired(*self._part.read()))
+        adapter, head = self._part.read()
+        if self._own_head:
+            self._heads[start.round + 1], head = head, {}
+            self._save(start.round + 1)
+        self._line.tell(update, wired(adapter, head))
         self._restarts = 0
 
     def _step(self, start: Start, step: int, batches: Sequence[Batch]) -> int:
@@ -163,7 +169,7 @@ class Worker:
         if before is not None and (before.round, before.phase) == (asked.round, asked.phase):
             self._line.tell(before)  # the server has not heard it
             return
-        self._part.load(*factors(packet))
+        self._load(asked.round, packet)
         start = Start(round=asked.round, era=0, steps=0, first_step=0, base_version=0, adapter_version=0)
         far = through(self._line, self._part, self._at(start, 0))
         metrics, examples = evaluate(self._part, self._feed.test(), len(self._run.model.labels), far)
@@ -181,24 +187,41 @@ class Worker:
         self._restarts = 0
 
     def _finish(self, finish: Finish, packet: Packet) -> Result:
-        adapter, head = factors(packet)
+        adapter, head = self._factors(finish.round, packet)
         with contextlib.suppress(LinkError):
             self._line.tell(Bye(run=self._run.run.name, client=self._name, reason="finished"))
         before, after = self._measured.get(BEFORE, {}), self._measured.get(finish.round, {})
         return Result(adapter, head, finish.round, finish.reason, before, after, finish.metrics)
 
+    def _load(self, round: int, packet: Packet) -> None:
+        self._part.load(*self._factors(round, packet))
+
+    def _factors(self, round: int, packet: Packet) -> tuple[Adapter, Head]:
+        """What the server sent for ``round``, with our own head as it was then where every client keeps its own."""
+        adapter, head = factors(packet)
+        mine = [before for before in self._heads if before <= round]
+        return adapter, self._heads[max(mine)] if mine else head
+
     def _keep(self, asked: Evaluate, metrics: dict[str, float]) -> None:
         if asked.phase == "before":
             self._measured = {BEFORE: metrics}
         self._measured[asked.round] = metrics
+        self._save(asked.round)
+
+    def _save(self, round: int) -> None:
         if self._kept is not None:
             rows = {str(round): one for round, one in self._measured.items()}
-            self._kept.save(asked.round, {}, {"measured": rows})
+            self._kept.save(round, flatten({}, self._heads.get(round, {})), {"measured": rows})
 
     def _recall(self) -> None:
-        newest = self._kept.load() if self._kept is not None else None
-        rows = newest.meta.get("measured", {}) if newest is not None else {}
-        self._measured = {int(round): dict(one) for round, one in rows.items()}
+        rounds = self._kept.rounds() if self._kept is not None else ()
+        for round in rounds:
+            assert self._kept is not None
+            if (one := self._kept.load(round, exact=True)) is not None:
+                rows = one.meta.get("measured", self._measured)
+                self._measured = {int(at): dict(row) for at, row in rows.items()}
+                if self._own_head and one.arrays:
+                    self._heads[round] = unflatten(one.arrays)[1]
 
 
 def factors(packet: Packet) -> tuple[Adapter, Head]:

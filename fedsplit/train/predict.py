@@ -36,18 +36,18 @@ class Prediction:
 
 
 class Predictor:
-    """Turns texts into predictions with whatever computes the logits."""
+    """Turns texts into predictions with whatever computes the ``logits``."""
 
     def __init__(self, task: Task, labels: Sequence[str], max_length: int, encode: Encode, logits: Logits) -> None:
         self._task, self._labels, self._max_length = task, labels, max_length
-        self._encode, self._logits = encode, logits
+        self._encode, self.logits = encode, logits
 
     def __call__(self, text: str, tokens: int = 40) -> Prediction:
         """``tokens``: how many a language model adds at most."""
         if self._task == "causal-lm":
             return Prediction(text=self._continue(text, tokens))
         ids = self._encode.encode(text, max_length=self._max_length).ids
-        logits_C = self._logits(Rows.of([ids], pad=self._encode.pad_id))[0]
+        logits_C = self.logits(Rows.of([ids], pad=self._encode.pad_id))[0]
         if self._task == "regression":
             return Prediction(value=float(logits_C[0]))
         shares = np.exp(logits_C - logits_C.max())
@@ -61,7 +61,7 @@ class Predictor:
         prompt = prompt[:-1] if prompt and prompt[-1] == self._encode.eos_id else prompt
         ids = list(prompt)
         for _ in range(tokens):
-            logits_V = self._logits(Rows.of([ids[-self._max_length :]], pad=self._encode.pad_id))[0]
+            logits_V = self.logits(Rows.of([ids[-self._max_length :]], pad=self._encode.pad_id))[0]
             chosen = int(logits_V.argmax())
             if chosen == self._encode.eos_id:
                 break

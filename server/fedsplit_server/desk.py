@@ -137,8 +137,15 @@ class Desk:
                 return list(updates.values())
             adapter, head, examples = common
             base = self._opened.base_version if self._opened else 0
-            update = ClientUpdate(client=SERVER, examples=examples, base_version=base, adapter=adapter, head=head)
-            return [*updates.values(), update]
+            common_update = ClientUpdate(
+                client=SERVER,
+                examples=examples,
+                base_version=base,
+                adapter=adapter,
+                head=head,
+                stands_for=max(1, len(self._seats)),
+            )
+            return [*updates.values(), common_update]
         return [self._whole(name, update) for name, update in updates.items()]
 
     def _whole(self, name: str, update: ClientUpdate) -> ClientUpdate:

@@ -59,7 +59,8 @@ class Host:
         run, engine, keeper = parts.run, parts.engine, parts.keeper
         desk = Desk(engine, Copies(engine.segment, run.server.adapters, run.train, keeper.optimizer), run)
         inference = Inference(engine, run.model)
-        letters = Letters([key for key in keys(engine.segment) if key.layer < 0])
+        head_modules = [key for key in keys(engine.segment) if key.layer < 0]
+        letters = Letters(head_modules, own_heads=run.model.head == "local")
         self.course = Course(
             run,
             keeper,

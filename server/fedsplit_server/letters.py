@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,10 +18,13 @@ from fedsplit_server.rounds import OpenMeasure
 
 
 class Letters:
-    """``head_modules``: adapted modules outside the layers that go with the head, at the server in topology ``v``."""
+    """``head_modules``: adapted modules outside the layers that go with the head, at the server in topology ``v``.
 
-    def __init__(self, head_modules: Collection[ModuleKey] = ()) -> None:
-        self._head_modules = frozenset(head_modules)
+    ``own_heads``: every client keeps its head to itself.
+    """
+
+    def __init__(self, head_modules: Collection[ModuleKey] = (), *, own_heads: bool = False) -> None:
+        self._head_modules, self._own_heads = frozenset(head_modules), own_heads
 
     def start(self, member: Member, opened: Opened, era: int, state: GlobalState) -> Out:
         """The round begins (again) for this client."""
@@ -50,12 +54,13 @@ class Letters:
     def arrived(
         self, member: Member, update: Update, tensors: Mapping[str, WireTensor], state: GlobalState
     ) -> ClientUpdate:
-        """A client's update, when it has exactly the tensors that it was sent, and finite numbers in them.
+        """A client's update, when it has exactly the tensors that it should have, and finite numbers in them.
 
         :raises Refused: it has others; says which.
         """
         found = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-        wanted = {name: (tensor.dtype, tensor.shape) for name, tensor in self.factors(member, state).items()}
+        due = self.factors(member, state if not self._own_heads else replace(state, head={}))
+        wanted = {name: (tensor.dtype, tensor.shape) for name, tensor in due.items()}
         wrong = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         if wrong:
             name = wrong[0]

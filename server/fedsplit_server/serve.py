@@ -76,7 +76,7 @@ def serve(
         stack.enter_context(folder.lock())
         folder.begin(dumps(run), resume=resume)
         base = open_base(model_folder(run.model.path))
-        _check_context(run, base)
+        _check_model(run, base)
         engine = engine_of(run, base, device, memory_bytes)
         keys = load_keys(folder.keys)
         gateway = stack.enter_context(
@@ -125,8 +125,12 @@ def method_of(run: RunFile) -> Method | Phases:
     return method
 
 
-def _check_context(run: RunFile, base: Base) -> None:
-    """A model with learnt positions has no embedding beyond them; others were never trained there."""
+def _check_model(run: RunFile, base: Base) -> None:
+    """What the run file asks of the model. One with learnt positions has no embedding beyond them; others were never
+    trained there."""
+    if run.model.head == "local" and run.policy.shares_labels:
+        fix = "set policy.shares_labels = false: in topology v the head is at the server"
+        raise ConfigError([Problem("model.head", '"local"', "a head on every device", fix)])
     positions = getattr(base.config, "max_position_embeddings", None)
     if positions is None or run.model.task == "image-classification":
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 
 from fedsplit.lora.adapter import flatten
 from fedsplit.method.record import GlobalState
+from fedsplit.testing.faults import Faults
 from fedsplit.train.start import first_state
+from fedsplit.wire.messages import Update
 from tests.run.party import Party
 
 Make = Callable[..., Party]
@@ -74,6 +77,38 @@ def test_a_frozen_head_stays(party: Make) -> None:
         assert np.array_equal(first_state_of(run).head["score.weight"], last.head["score.weight"])
 
 
+def test_everybody_keeps_a_head_of_its_own(party: Make) -> None:
+    """The heads differ at the end, the server has none of them, and a client that comes back still has its own."""
+    own: dict[str, object] = {**CLASSES, "policy__shares_labels": False, "model__head": "local", "evaluate__every": 1}
+    whole, split = (party(dict.fromkeys("ab", PLACES[place]), **own) for place in ("local", "w"))
+    heads = {name: result.head["score.weight"] for name, result in split.results.items()}
+    first = first_state_of(split).head["score.weight"]
+    assert whole.digest == split.digest
+    assert not np.array_equal(heads["a"], heads["b"])
+    for name, head in heads.items():
+        assert np.array_equal(whole.results[name].head["score.weight"], head)
+        assert not np.array_equal(head, first)
+        sent = [p for p in split.ends[name].sent if isinstance(p.message, Update)]
+        assert sent
+        assert not any("score.weight" in key for packet in sent for key in packet.tensors)
+    assert np.array_equal(split.keeper.best()[0].head["score.weight"], first)
+
+
+def test_a_head_of_its_own_survives_its_process(party: Make) -> None:
+    own: dict[str, object] = {**CLASSES, "policy__shares_labels": False, "model__head": "local"}
+    clients = dict.fromkeys("ab", PLACES["u first"])
+    clean, run = party(clients, **own), party(clients, **own, start=False)
+    run.server_faults = Faults()
+    run.faults.crash("prepare", client="a", round=1)
+    run.start()
+    run.world.run(until=lambda: run.actors["a"].done)
+    run.dealers["a"].cut()
+    run.join("a")
+    run.finish()
+    assert run.digest == clean.digest
+    assert np.array_equal(run.results["a"].head["score.weight"], clean.results["a"].head["score.weight"])
+
+
 def test_own_copies_are_plain_federated_averaging(party: Make) -> None:
     """SplitFed v1: four clients in four topologies, bit for bit what four unsplit clients give."""
     split, plain = party(MIXED, lora__dropout=0.1), party(LOCAL, lora__dropout=0.1)
@@ -102,7 +137,7 @@ def test_a_shared_copy_steps_on_the_union_of_the_batches(party: Make, clients: i
 
 @pytest.mark.parametrize("mode", ["shared-concat", "shared-sequential"])
 def test_shared_copies_do_not_depend_on_who_is_first(party: Make, mode: str) -> None:
-    clients = {"a": PLACES["u first"], "b": PLACES["w"], "c": PLACES["u last"], "d": PLACES["local"]}
+    clients = {"a": PLACES["u first"], "b": PLACES["w"], "c": PLACES["v"], "d": PLACES["local"]}
     other = {name: clients[name] for name in reversed(clients)}
     settings = {"server__adapters": mode, "lora__dropout": 0.1}
     rows = party(clients, start=False).rows
@@ -118,6 +153,28 @@ def test_a_small_stash_costs_repeats_not_bits(party: Make) -> None:
     assert scarce.digest == plenty.digest
     assert scarce.kinds("missing") > 0
     assert plenty.kinds("missing") == 0
+
+
+def test_a_method_from_a_file_beside_the_run_file(party: Make, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(HALF, "utf-8")
+    plain, half = party({"a": PLACES["w"]}), party({"a": PLACES["w"]}, method__name=f"{tmp_path / 'mine.py'}:half")
+    assert half.digest != plain.digest
+
+
+HALF = '''
+from fedsplit.method import Merged, Method, mean, merge_rule, method
+
+
+@method(paper="none", title="Half")
+def half() -> Method:
+    """Half of the average."""
+
+    @merge_rule()
+    def merge(parts, p_K, memory):
+        return Merged(mean(parts, p_K) * 0.5)
+
+    return Method(merge=merge)
+'''
 
 
 def first_state_of(run: Party) -> GlobalState:
