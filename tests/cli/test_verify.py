@@ -91,6 +91,8 @@ def test_every_wrong_cut_is_named() -> None:
         (("--family", "nope"), "expected all or one of llama"),
         (("--dtype", "float8"), "float32 or bfloat16"),
         (("pydoc-llama", "--family", "bert"), "a model or a family"),
+        (("--tolerance=-1",), "0 or more"),
+        (("--tolerance=nan",), "0 or more"),
         (("--device", "tpu"), "expected cpu, cuda or cuda:NUMBER"),
     ],
 )
