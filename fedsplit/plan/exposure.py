@@ -38,7 +38,9 @@ def _input(cut: Cut, num_layers: int, sees: str) -> str:
     layers = f"{cut.c1} of {num_layers} layers" if cut.c1 > 1 else f"1 of {num_layers} layers"
     if cut.c1 <= SHALLOW * num_layers:
         return f"The operator sees activations after {layers}: a determined one can reconstruct most {sees} from them."
-    return f"The operator sees activations after {layers}: reconstructing {sees} from them is hard but not excluded."
+    return (
+        f"The operator sees activations after {layers}: most {sees} can still be read back from them with some effort."
+    )
 
 
 def _labels(card: ModelCard, topology: Topology, trains_head: bool) -> str:

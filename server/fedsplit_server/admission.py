@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import math
 import re
 from collections.abc import Callable
 from pathlib import PurePath
@@ -11,9 +12,10 @@ import msgspec
 
 from fedsplit import assets
 from fedsplit.config.run import RunFile, ServerDataSection, ServerSection
+from fedsplit.devices.load import from_dict
 from fedsplit.devices.profile import DeviceProfile
-from fedsplit.errors import FedsplitError, PlanError
-from fedsplit.plan.types import ClientPlan
+from fedsplit.errors import ConfigError, FedsplitError, PlanError
+from fedsplit.plan.types import ClientPlan, Topology
 from fedsplit.wire.messages import Asset, DataSummary, Hello, Refuse, Welcome
 from fedsplit_server.roster import Member, Roster
 
@@ -39,6 +41,21 @@ def public(run: RunFile, client: str) -> RunFile:
         method=change(run.method, name=PurePath(run.method.name).name),
         clients=own,
     )
+
+
+def impossible(hello: Hello) -> str:
+    """What no device can truthfully say: the planner is only asked about values that can be."""
+    if hello.topology not in ("", *Topology):
+        return f"found topology {hello.topology!r}, expected one of {', '.join(Topology)}"
+    data = hello.data
+    if data is not None and not (math.isfinite(data.tokens_mean) and data.tokens_mean >= 0):
+        return f"found tokens_mean = {data.tokens_mean}, expected a number, 0 or more"
+    raw = msgspec.to_builtins(hello.profile)
+    try:
+        from_dict({key: value for key, value in raw.items() if value is not None}, "the device's profile")
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 class Admission:
@@ -92,6 +109,8 @@ class Admission:
             )
         if hello.profile is None:
             return Refuse(code="no-profile", reason="the device sent no profile", fix="run: fedsplit profile")
+        if wrong := impossible(hello):
+            return Refuse(code="bad-hello", reason=wrong, fix="mend the device's profile or the flag, and join again")
         old = self._roster.get(hello.client)
         if old is None or old.identity == identity:
             return None
