@@ -9,7 +9,7 @@ from fedsplit.errors import RemoteProtocolError
 from fedsplit.events import Emit, Note
 from fedsplit.wire import Packet
 from fedsplit.wire.ends import ClientEnd, Tensors
-from fedsplit.wire.messages import Message
+from fedsplit.wire.messages import Evaluate, Hello, Message, Start
 from fedsplit.wire.session import Role, Session, State, Verdict
 
 
@@ -19,6 +19,7 @@ class OrderlyEnd:
     def __init__(self, end: ClientEnd, client: str, emit: Emit) -> None:
         self._end, self._client, self._emit = end, client, emit
         self._rules = Session(Role.CLIENT)
+        self._round = -1
 
     @property
     def reconnected(self) -> bool:
@@ -51,6 +52,8 @@ class OrderlyEnd:
     def send(self, message: Message, tensors: Tensors | None = None) -> int:
         """As the wrapped end. :raises LocalProtocolError: we may not say this now."""
         self._rules.sent(message)
+        if isinstance(message, Hello):
+            self._round = -1
         return self._end.send(message, tensors)
 
     def receive(self, timeout_s: float) -> Packet | None:
@@ -66,12 +69,21 @@ class OrderlyEnd:
             self._dropped(error)
             return None
         try:
-            fresh = packet is not None and self._rules.received(packet.message) is Verdict.FRESH
+            fresh = packet is not None and self._is_fresh(packet.message)
         except RemoteProtocolError as error:
             # After a hello in the middle of a round, what the server had sent before still arrives.
             self._dropped(error)
             return None
         return packet if fresh else None
+
+    def _is_fresh(self, message: Message) -> bool:
+        if isinstance(message, Evaluate) and message.round <= self._round:
+            # A question from before the round that we are in; one that ends the round has a higher number.
+            return False
+        fresh = self._rules.received(message) is Verdict.FRESH
+        if fresh and isinstance(message, Start):
+            self._round = message.round
+        return fresh
 
     def _dropped(self, error: RemoteProtocolError) -> None:
         self._emit(Note(client=self._client, text=f"dropped a packet: {error}", warning=True))

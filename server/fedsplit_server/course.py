@@ -141,6 +141,8 @@ class Course:
         opened = self._round
         if opened is None or (update.round, update.era) != (opened.round, opened.eras.get(member.name)):
             return [Out(member.name, Received(round=update.round, late=True))]
+        if member.name in opened.updates:
+            return [Out(member.name, Received(round=update.round))]
         if member.name in opened.refused:
             return [Out(member.name, Refuse(code="update", reason=opened.refused[member.name]))]
         try:
@@ -151,7 +153,8 @@ class Course:
             self._tell(Note(client=member.name, text=f"left out of round {opened.round + 1}: {refusal}", warning=True))
             outs = [Out(member.name, Refuse(code="update", reason=str(refusal)))]
         else:
-            opened.updates[member.name] = arrived
+            split = member.held_by_server is not None
+            opened.updates[member.name] = self._desk.complete(member.name, arrived, split=split)
             outs = [Out(member.name, Received(round=update.round))]
         return outs + (self._close_round(now) if not opened.missing() else [])
 
@@ -266,7 +269,8 @@ class Course:
     def _close_round(self, now: float) -> list[Out]:
         opened = self._round
         assert opened is not None
-        updates, optimizer = self._desk.complete(opened.updates), self._desk.keep()
+        updates = [*opened.updates.values(), *self._desk.common()] if opened.updates else []
+        optimizer = self._desk.keep()
         self._end_round(opened, now, committed=True)
         self._failures = 0
         for note in self._rules.close_round(opened, updates, optimizer):

@@ -111,7 +111,9 @@ class Desk:
             return []
         self._engine.forget(name)
         self._parked = [item for item in self._parked if item.name != name]
-        self._copies.drop([name])
+        # A copy taken in turn holds the gradients of whoever has the turn, which need not be this client.
+        if self._tokens.pop(name, None) is not None:
+            self._copies.drop([name])
         del self._seats[name]
         return (self._abort_all(f"{name} left") if self._gate.leave(name) else []) + self._drain()
 
@@ -127,32 +129,34 @@ class Desk:
         self._parked.append(Parked(name, packet))
         return self._drain()
 
-    def complete(self, updates: Mapping[str, ClientUpdate]) -> list[ClientUpdate]:
-        """The clients' updates with what the server trained for them; a shared copy is an update of its own."""
-        if not updates:
+    def complete(self, name: str, update: ClientUpdate, *, split: bool) -> ClientUpdate:
+        """A client's update with what the server trained for it, taken when it arrives: later the client may be lost.
+
+        :raises RemoteProtocolError: the server's half was dropped since.
+        """
+        if split and name not in self._seats:
+            raise RemoteProtocolError(f"the steps of {name} were dropped when it was lost")
+        if not split or self._copies.shared:
+            return update
+        adapter, head = self._copies.collect(name)
+        return replace(update, adapter={**update.adapter, **adapter}, head={**update.head, **head})
+
+    def common(self) -> list[ClientUpdate]:
+        """The shared copy as an update of its own; none where every client has its own, or nobody moved it."""
+        found = self._copies.collect_common()
+        if found is None:
             return []
-        if self._copies.shared:
-            common = self._copies.collect_common()
-            if common is None:
-                return list(updates.values())
-            adapter, head, examples = common
-            base = self._opened.base_version if self._opened else 0
-            common_update = ClientUpdate(
+        adapter, head, examples = found
+        return [
+            ClientUpdate(
                 client=SERVER,
                 examples=examples,
-                base_version=base,
+                base_version=self._opened.base_version if self._opened else 0,
                 adapter=adapter,
                 head=head,
                 stands_for=max(1, len(self._seats)),
             )
-            return [*updates.values(), common_update]
-        return [self._whole(name, update) for name, update in updates.items()]
-
-    def _whole(self, name: str, update: ClientUpdate) -> ClientUpdate:
-        if name not in self._seats:
-            return update
-        adapter, head = self._copies.collect(name)
-        return replace(update, adapter={**update.adapter, **adapter}, head={**update.head, **head})
+        ]
 
     def keep(self) -> dict[str, NDArray[Any]]:
         """The round is committed: what the shared copy's optimiser starts the next one from, for the checkpoint."""

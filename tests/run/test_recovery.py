@@ -55,7 +55,7 @@ def test_the_server_dies_with_a_shared_optimiser(party: Make, reference: Make, m
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("moment", ["forward", "commit", "update"])
+@pytest.mark.parametrize("moment", ["forward", "commit", "update", "received"])
 def test_a_client_dies(party: Make, reference: Make, mode: str, moment: str) -> None:
     settings: dict[str, object] = {"server__adapters": mode, **MEASURED}
     clean = reference(SPLIT, **settings)
