@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fedsplit.config.run import ClientSection
 from fedsplit.devices.units import duration, size
@@ -41,27 +42,34 @@ TIME = {
 }
 
 
-def binding(options: Sequence[Option], best: Option, fixed: ClientSection | None) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Rivals:
+    """What a chosen candidate is compared with. ``fitting``: how many fit; ``short_of``: what the fastest candidate
+    lacks that would have been faster; of the other topologies, ``least``: bytes, and ``fastest``: candidates."""
+
+    fitting: int
+    short_of: str
+    least: tuple[tuple[Topology, int], ...]
+    fastest: tuple[Option, ...]
+
+
+def binding(rivals: Rivals, best: Option, fixed: ClientSection | None) -> str:
     """What a faster step would need: memory when a faster candidate did not fit, else the largest share of the time."""
     if fixed and fixed.topology and (fixed.cut is not None or fixed.topology in ("local", "w")):
         return "fixed in the run file"
-    faster = next((option for option in options if not option.fits and option.key < best.key), None)
-    if faster is not None:
-        return faster.short_of
-    return CAUSES[best.times.largest()[0]]
+    return rivals.short_of or CAUSES[best.times.largest()[0]]
 
 
-def reasons(options: Sequence[Option], best: Option, why_not: Sequence[str], question: Question) -> tuple[str, ...]:
+def reasons(rivals: Rivals, best: Option, why_not: Sequence[str], question: Question) -> tuple[str, ...]:
     """One line a fact; the first names the choice."""
     budget = question.device.budget_bytes
-    fitting = sum(option.fits for option in options)
     found = [
         f"{best.name}: {duration(best.times.total)} a step, "
-        + (f"the fastest of {fitting} plans that fit" if fitting > 1 else "the only plan that fits"),
-        f"{best.name}: {size(best.memory.total)} of {size(budget)}{_others(options, best)}",
+        + (f"the fastest of {rivals.fitting} plans that fit" if rivals.fitting > 1 else "the only plan that fits"),
+        f"{best.name}: {size(best.memory.total)} of {size(budget)}{_others(rivals)}",
         f"of the memory, {_shares(best)}",
         f"of the time, {_times(best)}",
-        *_compared(options, best),
+        *_compared(rivals),
         *why_not,
     ]
     if best.work.micro_batches > question.run.train.micro_batches:
@@ -76,14 +84,9 @@ def reasons(options: Sequence[Option], best: Option, why_not: Sequence[str], que
     return tuple(found)
 
 
-def _others(options: Sequence[Option], best: Option) -> str:
+def _others(rivals: Rivals) -> str:
     """What the other topologies need at least, for the reader who wonders why not."""
-    least: dict[Topology, Option] = {}
-    for option in options:
-        known = least.get(option.topology)
-        if option.topology is not best.topology and (known is None or option.memory.total < known.memory.total):
-            least[option.topology] = option
-    return "".join(f"; {topology} needs {size(option.memory.total)}" for topology, option in sorted(least.items()))
+    return "".join(f"; {topology} needs {size(count)}" for topology, count in sorted(rivals.least))
 
 
 def _shares(best: Option) -> str:
@@ -112,13 +115,10 @@ def _times(best: Option) -> str:
     return ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds > 0)
 
 
-def _compared(options: Sequence[Option], best: Option) -> list[str]:
+def _compared(rivals: Rivals) -> list[str]:
     """The fastest candidate of each other topology, and whether it fits."""
-    found, seen = [], {best.topology}
-    for option in options:
-        if option.topology in seen:
-            continue
-        seen.add(option.topology)
+    found = []
+    for option in rivals.fastest:
         lacks = "" if option.fits else f", but lacks {size(option.short_bytes)} of {option.short_of}"
         found.append(f"{option.name} would take {duration(option.times.total)} a step{lacks}")
     return found

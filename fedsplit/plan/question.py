@@ -9,8 +9,8 @@ from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.options import Option, candidates, price, splits
-from fedsplit.plan.types import Topology
-from fedsplit.plan.work import DataLike, work_of
+from fedsplit.plan.types import Cut, Topology
+from fedsplit.plan.work import DataLike, Work, work_of
 
 ASSUMED_SERVER = DeviceProfile(
     name="assumed server",
@@ -66,12 +66,22 @@ def questions(
     }
 
 
-def options_of(question: Question) -> tuple[list[Option], list[str]]:
-    """(every candidate with its cost, the fastest first; why others are not allowed)."""
+def server_of(question: Question) -> DeviceProfile:
+    """The server's profile, or what is assumed of it."""
+    return question.server or ASSUMED_SERVER
+
+
+def step_of(question: Question) -> tuple[list[tuple[Topology, Cut]], list[Work], list[str]]:
+    """(what may be planned, the step in ever more micro-batches, why others may not be planned)."""
     fixed, run = question.fixed, question.run
     chosen, why_not = candidates(question.card.num_layers, run.policy, fixed, question.allowed)
-    works = splits(work_of(question.card, run, question.data, batch=fixed.batch if fixed else 0))
-    server = question.server or ASSUMED_SERVER
+    return chosen, splits(work_of(question.card, run, question.data, batch=fixed.batch if fixed else 0)), why_not
+
+
+def options_of(question: Question) -> tuple[list[Option], list[str]]:
+    """(every candidate with its cost, the fastest first; why others are not allowed)."""
+    chosen, works, why_not = step_of(question)
+    fixed, server = question.fixed, server_of(question)
     priced = [
         price(
             topology,

@@ -11,7 +11,8 @@ from fedsplit.config.run import RunFile
 from fedsplit.devices.units import size
 from fedsplit.plan.explain import MEMORY
 from fedsplit.plan.options import Option
-from fedsplit.plan.question import Question, options_of
+from fedsplit.plan.prices import anything_fits
+from fedsplit.plan.question import Question
 
 
 def nothing_fits(name: str, question: Question, options: Sequence[Option], why_not: Sequence[str]) -> str:
@@ -43,7 +44,7 @@ def _shares(option: Option) -> str:
 def _smallest_change(question: Question) -> str:
     """The first change, from mild to strong, that lets a plan fit; empty when none does."""
     for words, run in _changes(question.run):
-        if any(option.fits for option in options_of(replace(question, run=run))[0]):
+        if anything_fits(replace(question, run=run)):
             return words
     return ""
 

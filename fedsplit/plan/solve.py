@@ -7,7 +7,8 @@ them. Clients are planned one by one with an equal share of the server; the same
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -19,11 +20,11 @@ from fedsplit.plan.explain import binding, reasons
 from fedsplit.plan.exposure import exposure
 from fedsplit.plan.memory import disk_bytes, served, server_total
 from fedsplit.plan.model import ModelCard
-from fedsplit.plan.options import Option
+from fedsplit.plan.prices import Block, Shelf
 from fedsplit.plan.question import Question, options_of, questions
 from fedsplit.plan.refuse import nothing_fits
 from fedsplit.plan.timing import traffic
-from fedsplit.plan.types import ClientPlan, Estimate, LayerPlan, Plan, Topology
+from fedsplit.plan.types import ClientPlan, Cut, Estimate, LayerPlan, Plan, Topology
 from fedsplit.plan.work import DTYPE_BYTES, DataLike
 
 
@@ -47,14 +48,8 @@ def solve(
     if not devices:
         raise PlanError("there is no device to plan for; add [[clients]] to the run file or give a fleet")
     check_targets(card, run.lora.targets)
-    answers: dict[bytes, ClientPlan] = {}
-    plans = []
     asked = questions(card, devices, run, server=server, data=data, allowed=allowed)
-    for name, question in asked.items():
-        key = _key(question)
-        if key not in answers:
-            answers[key] = _plan(name, question)
-        plans.append(msgspec.structs.replace(answers[key], client=name))
+    plans = _plans(asked)
     _check_server(card, plans, run, server)
     return sealed(Plan(round=round, clients=tuple(plans), seed=run.run.seed, reasons=_assumptions(server)))
 
@@ -66,34 +61,83 @@ def sealed(plan: Plan) -> Plan:
     return msgspec.structs.replace(plan, digest=hashlib.sha256(text).hexdigest())
 
 
-def _plan(name: str, question: Question) -> ClientPlan:
-    options, why_not = options_of(question)
-    best = next((option for option in options if option.fits), None)
-    if best is None:
-        raise PlanError(nothing_fits(name, question, options, why_not))
+def _plans(asked: Mapping[str, Question]) -> list[ClientPlan]:
+    """One plan a client in the order of ``asked``; equal questions are answered once, equal work is priced together."""
+    groups: dict[bytes, dict[bytes, str]] = {}
+    keys = {name: _key(question) for name, question in asked.items()}
+    for name, (kind, device) in keys.items():
+        groups.setdefault(kind, {}).setdefault(device, name)
+    answers: dict[tuple[bytes, bytes], ClientPlan] = {}
+    for kind, members in groups.items():
+        names = list(members.values())
+        first = names[0]
+        shelf = Shelf(question=asked[first])
+        if not shelf.grid.chosen:
+            raise PlanError(nothing_fits(first, asked[first], [], shelf.why_not))
+        made = _answers(shelf, names, [asked[name] for name in names])
+        answers.update(((kind, device), plan) for device, plan in zip(members, made, strict=True))
+    return [msgspec.structs.replace(answers[keys[name]], client=name) for name in asked]
+
+
+def _answers(shelf: Shelf, names: Sequence[str], asked: Sequence[Question]) -> Iterator[ClientPlan]:
+    facts: dict[int, Facts] = {}
+    waiting = iter(names)
+    for some, block in shelf.blocks(asked):
+        for row, question in enumerate(some):
+            name, best = next(waiting), shelf.best(block, row)
+            if best < 0:
+                options, why_not = options_of(question)
+                raise PlanError(nothing_fits(name, question, options, why_not))
+            if best not in facts:
+                facts[best] = _facts(question, shelf, best)
+            yield _plan(name, question, shelf, block, row, best, facts[best])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a cut means on every device alike."""
+
+    layers: tuple[LayerPlan, ...]
+    exposure: str
+    disk_bytes: int
+    traffic: tuple[int, int]
+
+
+def _facts(question: Question, shelf: Shelf, column: int) -> Facts:
+    (topology, cut), work = shelf.grid.chosen[column], shelf.grid.works[0]
+    return Facts(
+        layers=_layers(question, topology, cut),
+        exposure=exposure(question.card, topology, cut, trains_head=work.trains_head),
+        disk_bytes=disk_bytes(work, topology, cut),
+        traffic=traffic(work, topology, cut),
+    )
+
+
+def _plan(name: str, question: Question, shelf: Shelf, block: Block, row: int, column: int, facts: Facts) -> ClientPlan:
+    best = shelf.option(question, block, row, column)
+    rivals = shelf.rivals(question, block, row, column)
     device, work = question.device, best.work
-    up, down = traffic(work, best.topology, best.cut)
     here = 0 if best.topology is Topology.LOCAL else best.server.total - best.server.runtime
     estimate = Estimate(
         memory_bytes=best.memory.total,
-        disk_bytes=disk_bytes(work, best.topology, best.cut),
+        disk_bytes=facts.disk_bytes,
         step_s=best.times.total,
-        up_bytes=up,
-        down_bytes=down,
+        up_bytes=facts.traffic[0],
+        down_bytes=facts.traffic[1],
         energy_j=(device.power_w or 0.0) * best.times.device,
         server_memory_bytes=here,
         server_step_s=best.times.server / question.clients,
     )
     return ClientPlan(
-        client=name, topology=best.topology, cut=best.cut, layers=_layers(question, best), batch=work.batch,
+        client=name, topology=best.topology, cut=best.cut, layers=facts.layers, batch=work.batch,
         micro_batches=work.micro_batches, dtype=work.dtype, estimate=estimate,
-        binding=binding(options, best, question.fixed), reasons=reasons(options, best, why_not, question),
-        exposure=exposure(question.card, best.topology, best.cut, trains_head=work.trains_head),
+        binding=binding(rivals, best, question.fixed), reasons=reasons(rivals, best, shelf.why_not, question),
+        exposure=facts.exposure,
     )  # fmt: skip
 
 
-def _layers(question: Question, best: Option) -> tuple[LayerPlan, ...]:
-    theirs = served(best.topology, best.cut, question.card.num_layers)
+def _layers(question: Question, topology: Topology, cut: Cut) -> tuple[LayerPlan, ...]:
+    theirs = served(topology, cut, question.card.num_layers)
     return tuple(
         LayerPlan(
             layer=layer,
@@ -125,9 +169,9 @@ def _assumptions(server: DeviceProfile | None) -> tuple[str, ...]:
     return ("the server's profile is not known: 200 GFLOP/s and enough memory were assumed",)
 
 
-def _key(question: Question) -> bytes:
-    """Equal devices with equal demands are solved once."""
+def _key(question: Question) -> tuple[bytes, bytes]:
+    """(the kind of client, its device): the same kind is priced together, equal devices with it are solved once."""
     counts = (question.data.tokens_mean, question.data.tokens_max) if question.data else None
     fixed = question.fixed
     section = (fixed.topology, fixed.cut, fixed.batch, fixed.threads) if fixed else None
-    return msgspec.json.encode((question.device, counts, section))
+    return msgspec.json.encode((counts, section)), msgspec.json.encode(question.device)

@@ -1,0 +1,201 @@
+"""Prices of all candidates for many devices at once: blocks of devices × cuts, the best of each row.
+
+``options.price`` is the readable definition, for one device and one cut; both give the same choice and the same
+seconds. Shape letters: K devices of a block, M numbers of micro-batches, O cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsplit.plan.explain import Rivals
+from fedsplit.plan.grid import Floats, Grid, Ints
+from fedsplit.plan.memory import Memory, client_memory, server_memory
+from fedsplit.plan.options import HALF_STEP, SHIFT, Option, ranked
+from fedsplit.plan.question import Question, server_of, step_of
+from fedsplit.plan.timing import ASSUMED_LINK, ENDS, Times, embedding_s, head_s, speed
+from fedsplit.plan.types import Topology
+
+BLOCK = 64
+"""Devices priced together: their arrays stay in the cache of a core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Candidates of some devices: chosen micro-batches (an index into M), bytes, whether they fit, seconds by cause."""
+
+    micro_KO: Ints
+    fits_KO: NDArray[np.bool_]
+    bytes_KO: Ints
+    device_KO: Floats
+    up_KO: Floats
+    server_KO: Floats
+    down_KO: Floats
+    latency_KO: Floats
+    rank_KO: Ints
+
+    def times(self, row: int, column: int) -> Times:
+        return Times(
+            device=float(self.device_KO[row, column]),
+            up=float(self.up_KO[row, column]),
+            server=float(self.server_KO[row, column]),
+            down=float(self.down_KO[row, column]),
+            latency=float(self.latency_KO[row, column]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shelf:
+    """The candidates of all clients that differ from ``question`` in their device alone."""
+
+    question: Question
+    _memories: dict[tuple[int, int], tuple[Memory, Memory]] = field(default_factory=dict)
+
+    @cached_property
+    def _asked(self) -> tuple[Grid, tuple[str, ...]]:
+        chosen, works, why_not = step_of(self.question)
+        return Grid(works=works, chosen=sorted(chosen, key=ranked)), tuple(why_not)
+
+    @property
+    def grid(self) -> Grid:
+        return self._asked[0]
+
+    @property
+    def why_not(self) -> tuple[str, ...]:
+        return self._asked[1]
+
+    @cached_property
+    def _parts(self) -> list[tuple[Topology, slice]]:
+        """Where each topology's candidates lie: they follow one another."""
+        found = []
+        for topology in Topology:
+            here = np.flatnonzero(self.grid.is_(topology))
+            if here.size:
+                found.append((topology, slice(int(here[0]), int(here[-1]) + 1)))
+        return found
+
+    @cached_property
+    def _held(self) -> dict[bool, Ints]:
+        return {gpu: self.grid.client_MO(accelerator=gpu) for gpu in (False, True)}
+
+    @cached_property
+    def _served(self) -> tuple[Floats, NDArray[np.bool_]]:
+        """(seconds of the share of the server, whether it has the memory) of every candidate."""
+        server, local = server_of(self.question), self.grid.is_(Topology.LOCAL)
+        room = server.budget_bytes - server.runtime_bytes
+        fits = (self.grid.server_MO(accelerator=not server.runtime_bytes) <= room) | local
+        return self.grid.server_s_MO(server) / (1 / self.question.clients), fits
+
+    def blocks(self, questions: Sequence[Question]) -> Iterator[tuple[Sequence[Question], Block]]:
+        """The questions in their order, ``BLOCK`` at a time, with their prices."""
+        for start in range(0, len(questions), BLOCK):
+            some = questions[start : start + BLOCK]
+            yield some, self.block(some)
+
+    def block(self, questions: Sequence[Question]) -> Block:
+        """Prices for the devices of ``questions``; there is at least one candidate."""
+        micro, fits, taken = self._sized(questions)
+        grid, work, columns = self.grid, self.grid.works[0], np.arange(len(self.grid.chosen))
+        devices, count = [question.device for question in questions], grid.micro_M[micro]
+        flops = _column([speed(device, work.dtype) for device in devices])
+        bandwidth = _column([device.memory_bandwidth_bps for device in devices])
+        overhead = _column([device.layer_overhead_s for device in devices])
+        mine = grid.front.seconds(work, count, flops, bandwidth, overhead)
+        mine = mine + grid.tail.seconds(work, count, flops, bandwidth, overhead)
+        mine = mine + _column([embedding_s(work, device) for device in devices])
+        mine = mine + ENDS * count * overhead
+        head = _column([head_s(work, device) for device in devices])
+        mine = mine + np.where(grid.is_(Topology.V), 0.0, head)
+        mine = mine / _column([_slower(question) for question in questions])
+        links, (up, down) = [device.link or ASSUMED_LINK for device in devices], grid.bytes_O
+        messages = np.where(grid.is_(Topology.LOCAL), 0, grid.crossings_O * count + 2)
+        ups, downs = up / _column([link.up_bps for link in links]), down / _column([link.down_bps for link in links])
+        server = self._served[0][micro, columns]
+        latency = messages * _column([link.latency_s for link in links])
+        total = mine + ups + server + downs + latency
+        return Block(
+            micro_KO=micro, fits_KO=fits, bytes_KO=taken, device_KO=mine, up_KO=ups, server_KO=server, down_KO=downs,
+            latency_KO=latency, rank_KO=(np.ascontiguousarray(total).view(np.int64) + HALF_STEP) >> SHIFT,
+        )  # fmt: skip
+
+    def _sized(self, questions: Sequence[Question]) -> tuple[Ints, NDArray[np.bool_], Ints]:
+        """(fewest micro-batches that fit, else the most; whether they fit; bytes on the device)."""
+        micro, fits, taken = [], [], []
+        columns, last = np.arange(len(self.grid.chosen)), len(self.grid.works) - 1
+        for question in questions:
+            device = question.device
+            held_MO = self._held[not device.runtime_bytes]
+            fit_MO = (held_MO <= device.budget_bytes - device.runtime_bytes) & self._served[1]
+            any_O = fit_MO.any(axis=0)
+            pick_O = np.where(any_O, fit_MO.argmax(axis=0), last)
+            micro.append(pick_O)
+            fits.append(any_O)
+            taken.append(held_MO[pick_O, columns] + device.runtime_bytes)
+        return np.stack(micro), np.stack(fits), np.stack(taken)
+
+    def best(self, block: Block, row: int) -> int:
+        """The fastest candidate that fits, the one that shows the operator least among equals; -1: none fits."""
+        fits_O = block.fits_KO[row]
+        if not fits_O.any():
+            return -1
+        return int(np.where(fits_O, block.rank_KO[row], _NEVER).argmin())
+
+    def option(self, question: Question, block: Block, row: int, column: int) -> Option:
+        """The candidate as a record, equal to what ``options.price`` makes of it."""
+        device, server = question.device, server_of(question)
+        topology, cut = self.grid.chosen[column]
+        index = int(block.micro_KO[row, column])
+        work = self.grid.works[index]
+        if (index, column) not in self._memories:
+            live = client_memory(work, topology, cut), server_memory(work, topology, cut).with_holes(work, server)
+            self._memories[index, column] = live
+        live_here, remote = self._memories[index, column]
+        memory = live_here.with_holes(work, device)
+        short, of = int(block.bytes_KO[row, column]) - device.budget_bytes, "memory of the device"
+        if short <= 0:
+            over = remote.total - server.budget_bytes if topology is not Topology.LOCAL else 0
+            short, of = (over, "memory of the server") if over > 0 else (0, "")
+        return Option(
+            topology=topology, cut=cut, work=work, memory=memory, server=remote, times=block.times(row, column),
+            short_bytes=short, short_of=of,
+        )  # fmt: skip
+
+    def rivals(self, question: Question, block: Block, row: int, best: int) -> Rivals:
+        """What the chosen candidate is compared with."""
+        rank_O, fits_O, taken_O = block.rank_KO[row], block.fits_KO[row], block.bytes_KO[row]
+        others = [(topology, part) for topology, part in self._parts if topology is not self.grid.chosen[best][0]]
+        fastest = [part.start + int(rank_O[part].argmin()) for _, part in others]
+        short = int(np.where(fits_O, _NEVER, rank_O).argmin())
+        beats = not fits_O[short] and (int(rank_O[short]), short) < (int(rank_O[best]), best)
+        return Rivals(
+            fitting=int(fits_O.sum()),
+            short_of=self.option(question, block, row, short).short_of if beats else "",
+            least=tuple((topology, int(taken_O[part].min())) for topology, part in others),
+            fastest=tuple(
+                self.option(question, block, row, column)
+                for column in sorted(fastest, key=lambda column: (int(rank_O[column]), column))
+            ),
+        )
+
+
+_NEVER = np.iinfo(np.int64).max
+
+
+def _column(values: Sequence[float]) -> Floats:
+    return np.array(values, dtype=np.float64)[:, None]
+
+
+def _slower(question: Question) -> float:
+    threads = question.fixed.threads if question.fixed else 0
+    return min(1.0, threads / question.device.threads) if threads else 1.0
+
+
+def anything_fits(question: Question) -> bool:
+    """Whether this client has a plan at all."""
+    shelf = Shelf(question=question)
+    return bool(shelf.grid.chosen) and bool(shelf._sized([question])[1].any())
