@@ -26,7 +26,7 @@ from fedsplit.plan.solve import solve
 
 def plan(
     run_file: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="The run file.")],
-    fleet: Annotated[str, typer.Option("--fleet", help="Fleet file, or one that ships: home.")] = "",
+    fleet: Annotated[str, typer.Option("--fleet", help="Fleet file, or home, campus, hospital, thousand.")] = "",
     server: Annotated[str, typer.Option("--server", help="Profile of the server's machine.")] = "",
     explain: Annotated[str, typer.Option("--explain", metavar="CLIENT", help="Show a client's arithmetic.")] = "",
     change: Annotated[
@@ -65,13 +65,22 @@ def model_card(run: RunFile, near: Path) -> ModelCard:
 
     Raises ConfigError where there is none.
     """
-    labels = len(run.model.labels)
-    if run.model.path in assets.NAMES:
-        return card(_read(assets.path(run.model.path) / "config.json"), run.model.task, labels)
-    folder = Path(run.model.path).expanduser()
-    folder = folder if folder.is_absolute() else near / folder
-    path = folder / "config.json"
-    return card(_read(path if path.is_file() else _from_hub(run.model.path, folder)), run.model.task, labels)
+    return card(read_config(run.model.path, near), run.model.task, len(run.model.labels))
+
+
+def read_config(name: str, near: Path) -> dict[str, Any]:
+    """The parsed ``config.json`` of a model: shipped by name, a folder, the file itself, or a hub id.
+
+    Raises ConfigError where there is none, or it is no JSON object.
+    """
+    if name in assets.NAMES:
+        return _read(assets.path(name) / "config.json")
+    place = Path(name).expanduser()
+    place = place if place.is_absolute() else near / place
+    if place.is_file():
+        return _read(place)
+    path = place / "config.json"
+    return _read(path if path.is_file() else _from_hub(name, place))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from fedsplit.devices.check import shape_problems
 from fedsplit.devices.find import find, shelf
 from fedsplit.devices.load import from_dict
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.devices.vary import varied, vary_problems
 from fedsplit.errors import ConfigError, Problem
 
-MEMBER_KEYS = ("name", "device", "count", "link", "free_memory_bytes", "reserve_bytes")
+MEMBER_KEYS = ("name", "device", "count", "link", "free_memory_bytes", "reserve_bytes", "vary")
 
 
 class Fleet(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,6 +97,8 @@ def _add(devices: dict[str, DeviceProfile], member: Any, where: str, path: Path,
         problems.append(Problem(f"{where}.name", repr(name), "a name"))
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         problems.append(Problem(f"{where}.count", repr(count), "a whole number above 0"))
+    spread = member.get("vary", {})
+    problems.extend(vary_problems(spread, f"{where}.vary"))
     profile = _device(member.get("device"), where, path, problems)
     if len(problems) > before or profile is None:
         return
@@ -103,7 +106,7 @@ def _add(devices: dict[str, DeviceProfile], member: Any, where: str, path: Path,
     for client in [str(name)] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]:
         if client in devices:
             problems.append(Problem(f"{where}.name", repr(client), "a name used once"))
-        devices[client] = profile
+        devices[client] = varied(profile, client, spread) if spread else profile
 
 
 def _override(profile: DeviceProfile, member: Mapping[str, Any], where: str, problems: list[Problem]) -> DeviceProfile:

@@ -180,6 +180,8 @@ def test_the_shelf_has_what_was_promised() -> None:
     promised = {
         "raspberry_pi_zero_2w", "raspberry_pi_4_2gb", "raspberry_pi_4_4gb", "raspberry_pi_4_8gb", "raspberry_pi_5_8gb",
         "laptop_x86_4core", "n100_mini_pc", "android_phone_mid", "server_h200", "server_l4",
+        "raspberry_pi_3b_plus", "raspberry_pi_5_16gb", "jetson_nano", "jetson_orin_nano", "laptop_apple_m1",
+        "desktop_gpu", "server_a100", "server_h100",
     }  # fmt: skip
     assert promised <= set(names())
 
