@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import re
+import threading
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,10 @@ DOWNLOADS = (
 IDENTITY = "fedsplit.base"
 """Metadata key of a partial file: the identity of the whole model it was cut from."""
 
+BUILDING = threading.RLock()
+"""Held while a model is put together: torch's default dtype and, by peft, ``nn.Module`` itself are patched for the
+whole process meanwhile, so that another thread's parameters would land on meta."""
+
 # Keys of a config that say nothing about what the weights compute.
 _INCIDENTAL = {
     *("_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "torch_dtype"),
@@ -101,7 +106,7 @@ class Base:
             config.num_labels = self.labels(task, num_labels)
             config.problem_type = "regression" if task == "regression" else "single_label_classification"
         chosen = {} if attention is None else {"attn_implementation": attention}
-        with torch.device("meta"):
+        with BUILDING, torch.device("meta"):
             model = TASK_MODELS[task].from_config(config, dtype=torch.float32, **chosen)
         return model.eval().requires_grad_(False)
 
@@ -112,9 +117,10 @@ class Base:
     def names(self, task: Task, num_labels: int | None = None) -> Names:
         """Every parameter of the task model and where it is stored."""
         key = (task, 0 if task == "causal-lm" else self.labels(task, num_labels))
-        if key not in self._names:
-            self._names[key] = _resolve(self, self.skeleton(task, num_labels))
-        return self._names[key]
+        with BUILDING:
+            if key not in self._names:
+                self._names[key] = _resolve(self, self.skeleton(task, num_labels))
+            return self._names[key]
 
 
 @dataclass(frozen=True)

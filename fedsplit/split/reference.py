@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from fedsplit.config.run import LoraSection, Task
-from fedsplit.split.base import TASK_MODELS, Base
+from fedsplit.split.base import BUILDING, TASK_MODELS, Base
 from fedsplit.split.inject import full, peft_config
 from fedsplit.split.rows import Rows
 
@@ -33,14 +33,14 @@ class Reference:
             config.num_labels = 1 if task == "regression" else num_labels
             config.problem_type = "regression" if task == "regression" else "single_label_classification"
             config.pad_token_id = getattr(config, "pad_token_id", None) or 0
-        with _quiet():
+        with BUILDING, _quiet():
             model = TASK_MODELS[task].from_pretrained(
                 base.folder, config=config, dtype=dtype, ignore_mismatched_sizes=True
             )
         settings = peft_config(model, base, task, lora)
         if task != "causal-lm":
             settings.modules_to_save = sorted(full(base, task, num_labels))
-        with warnings.catch_warnings():
+        with BUILDING, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.model = get_peft_model(model, settings).to(device)
         self.device = device

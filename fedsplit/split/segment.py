@@ -20,7 +20,7 @@ from fedsplit.config.run import LoraSection, Task
 from fedsplit.errors import ConfigError, InternalError
 from fedsplit.seeds import seed
 from fedsplit.split import loss as losses
-from fedsplit.split.base import Base
+from fedsplit.split.base import BUILDING, Base
 from fedsplit.split.families import Context
 from fedsplit.split.initial import draw
 from fedsplit.split.inject import inject
@@ -83,18 +83,19 @@ def build(
     language-model head stay in the file. ``attention``: ``sdpa`` or ``eager``; by default what the model supports.
     ``weights`` False: an outline that knows its trainable tensors and cannot run.
     Raises ConfigError (an unsupported task, a span outside the model, a target that matches nothing, missing tensors,
-    a device that is not there) and OutOfMemory.
+    a device that is not there) and OutOfMemory. Threads may build at once; they take turns.
     """
     span.check(base.num_layers)
     where, kind = device_of(device), dtype_of(dtype)
-    names = base.names(task, num_labels)
-    model = base.skeleton(task, num_labels, attention)
-    _drop(model, base, names.prefix, span)
-    if lora is not None:
-        inject(model, base, task, lora, ranks)
-    if weights:
-        materialise(base, model, names, dtype=kind, device=where, stream=map_embedding)
-    return Segment(base, span, task, model, kind, where, train_head)
+    with BUILDING:
+        names = base.names(task, num_labels)
+        model = base.skeleton(task, num_labels, attention)
+        _drop(model, base, names.prefix, span)
+        if lora is not None:
+            inject(model, base, task, lora, ranks)
+        if weights:
+            materialise(base, model, names, dtype=kind, device=where, stream=map_embedding)
+        return Segment(base, span, task, model, kind, where, train_head)
 
 
 def _drop(model: Any, base: Base, prefix: str, span: Span) -> None:
