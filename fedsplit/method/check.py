@@ -13,6 +13,7 @@ from typing import Any
 from fedsplit.errors import IncompatibleParts
 from fedsplit.method import merge as merges
 from fedsplit.method import server_opt as server_opts
+from fedsplit.method.parts import Merge
 from fedsplit.method.record import SLOTS, Method, Phases, part_name
 
 CARRIED_OUT: Mapping[str, frozenset[str]] = {
@@ -74,7 +75,7 @@ RULES: tuple[Rule, ...] = (
 def contradictions(method: Method) -> tuple[Contradiction, ...]:
     """All contradictions of one method, in the order of the rules."""
     found = [
-        Contradiction(_named(method, rule.slots[0]), _named(method, rule.slots[1]), rule.why, rule.instead)
+        Contradiction(_named(method, rule.slots[0]), _named(method, rule.slots[1]), _why(method, rule), rule.instead)
         for rule in RULES
         if rule.broken(method)
     ]
@@ -87,6 +88,13 @@ def check(method: Method | Phases) -> None:
     found = dict.fromkeys(str(problem) for phase in phases for problem in contradictions(phase))
     if found:
         raise IncompatibleParts(f"method {method.name}: " + "\n  ".join(found))
+
+
+def _why(method: Method, rule: Rule) -> str:
+    """Nothing is known of a plain merge function: what looks like a contradiction may only be undeclared."""
+    if "merge" not in rule.slots or isinstance(method.merge, Merge):
+        return rule.why
+    return f"{rule.why}, and of a plain function that is not known; if it holds, write @merge_rule(equal_ranks=True)"
 
 
 def _not_carried_out(method: Method) -> list[Contradiction]:

@@ -193,7 +193,11 @@ def _merged(state: GlobalState, weighted: Weighted, rule: Method, head_policy: H
 def _merge_module(state: GlobalState, key: ModuleKey, weighted: Weighted, rule: Method, seed: int) -> Merged:
     parts = [update.adapter[key].astype("float64") for update, _ in weighted if key in update.adapter]
     p_K = _normalised([weight for update, weight in weighted if key in update.adapter])
-    return rule.merge_rule(parts, p_K, _memory(state, key, seed))
+    merged = rule.merge_rule(parts, p_K, _memory(state, key, seed))
+    if not isinstance(merged, Merged):
+        found = f"{rule.merge_rule.name} returns {type(merged).__name__}"
+        raise ConfigError([Problem("method.merge", found, "Merged", "write: return Merged(adapter=...)")])
+    return merged
 
 
 def _memory(state: GlobalState, key: ModuleKey, seed: int) -> Memory:

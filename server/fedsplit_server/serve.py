@@ -33,6 +33,7 @@ from fedsplit_server.gateway import Gateway
 from fedsplit_server.host import Host, Parts
 from fedsplit_server.keeper import Keeper
 from fedsplit_server.keys import load_keys
+from fedsplit_server.rehearsal import rehearse
 from fedsplit_server.validation import validation
 
 
@@ -107,21 +108,10 @@ def serve(
 def method_of(run: RunFile) -> Method | Phases:
     """The run's method; one from a file was made absolute when the run file was read.
 
-    :raises ConfigError: unknown, or one whose rounds change the base weights, which clients cannot follow yet.
+    :raises ConfigError: unknown, does not merge three made-up clients, or asks of devices what they do not do yet.
     """
     method = build_method(run.method.name, run.method.options, folder=Path())
-    parts = method.methods if isinstance(method, Phases) else (method,)
-    if any(part.mutates_base for part in parts):
-        raise ConfigError(
-            [
-                Problem(
-                    "method.name",
-                    f"{run.method.name!r}, whose rounds fold updates into the base weights",
-                    "a method that leaves them alone: devices do not apply folds yet",
-                    'take "fedavg", or another without that mark in: fedsplit methods',
-                )
-            ]
-        )
+    rehearse(method, run.method.name)
     return method
 
 

@@ -1,0 +1,90 @@
+"""A method is tried on three made-up clients before any device trains for it.
+
+What a merge function does is known only by running it: one that folds into the base weights, lets the ranks grow or
+raises would otherwise end the run at its first round, after the devices' work.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import replace
+from pathlib import Path, PurePath
+
+from fedsplit.errors import ConfigError, FedsplitError, Problem
+from fedsplit.lora.adapter import ModuleKey
+from fedsplit.lora.lowrank import LowRank
+from fedsplit.method.parts import Merge
+from fedsplit.method.record import ClientUpdate, GlobalState, Method, Phases, part_name
+from fedsplit.seeds import generator
+from fedsplit.train.round import run_round
+
+_SHAPES = {ModuleKey(0, "rehearsal.narrow"): (7, 11, 3), ModuleKey(1, "rehearsal.wide"): (13, 5, 2)}
+"""(M, N, R), all different: a transposed product cannot pass."""
+_EXAMPLES = {"first": 2, "second": 3, "third": 5}
+
+
+def rehearse(method: Method | Phases, name: str) -> None:
+    """Two rounds of every phase on small random factors. ``name``: the run file's ``method.name``.
+
+    :raises ConfigError: merging fails, folds into the base weights, or changes the shape or rank of a module; devices
+        follow none of these yet.
+    """
+    phases = zip(method.starts, method.methods, strict=True) if isinstance(method, Phases) else [(0, method)]
+    for start, phase in phases:
+        _refuse_declared_folds(phase, name)
+        state = replace(GlobalState.first(_factors("global")), round=start)
+        for _ in range(2):
+            state = _round(state, phase, name)
+
+
+def _round(state: GlobalState, method: Method, name: str) -> GlobalState:
+    updates = [
+        ClientUpdate(client=client, examples=examples, base_version=0, adapter=_factors(client))
+        for client, examples in _EXAMPLES.items()
+    ]
+    try:
+        after = run_round(state, updates, method)
+    except FedsplitError:
+        raise
+    except Exception as error:  # a function of one's own may raise anything
+        where = _line_in(error, name)
+        message = f"a round of method {name!r} with {len(updates)} made-up clients fails: {type(error).__name__}: "
+        raise ConfigError(f"{message}{error}", where) from error
+    if after.folds:
+        fix = "return Merged(adapter=...) without fold; devices do not apply folds yet"
+        raise _wrong(name, f"merge = {part_name(method.merge)} returns a fold", "an adapter only", fix)
+    for key, part in after.adapter.items():
+        m, n, rank = _SHAPES[key]
+        if part.shape != (m, n) or part.rank != rank:
+            found = f"parts of {m} x {n} at rank {rank} become {part.shape[0]} x {part.shape[1]} at rank {part.rank}"
+            fix = "end with .truncate(parts[0].rank); devices keep the rank of the run file"
+            raise _wrong(name, f"merge = {part_name(method.merge)}: {found}", "the same shape and rank", fix)
+    return after
+
+
+def _refuse_declared_folds(method: Method, name: str) -> None:
+    """Of a plain function nothing is declared; the rehearsal shows what it does."""
+    if isinstance(method.merge, Merge) and method.merge.mutates_base:
+        found = f"rounds that fold updates into the base weights (merge = {method.merge.name})"
+        fix = 'take "fedavg", or another without that mark in: fedsplit methods; devices do not apply folds yet'
+        raise _wrong(name, found, "a method that leaves the base weights alone", fix)
+
+
+def _wrong(name: str, found: str, expected: str, fix: str) -> ConfigError:
+    return ConfigError([Problem("method.name", f"{name!r}, {found}", expected, fix)])
+
+
+def _factors(client: str) -> dict[ModuleKey, LowRank]:
+    made = {}
+    for key, (m, n, rank) in _SHAPES.items():
+        source = generator("rehearsal", client, str(key))
+        b_MR, a_RN = (source.standard_normal(size).astype("float32") for size in ((m, rank), (rank, n)))
+        made[key] = LowRank(b_MR, a_RN)
+    return made
+
+
+def _line_in(error: Exception, name: str) -> str:
+    """``FILE:LINE`` of the last call in the method's own file; empty where the method is not from a file."""
+    own = PurePath(name if name.endswith(".py") else name.rpartition(":")[0]).name
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == own]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
