@@ -20,6 +20,7 @@ from fedsplit.devices.fleet import load_fleet
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, Problem
 from fedsplit.plan.card import ModelCard, card
+from fedsplit.plan.fleet import balanced
 from fedsplit.plan.question import questions
 from fedsplit.plan.solve import solve
 
@@ -53,7 +54,7 @@ def plan(
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
         return
-    asked = questions(model, devices, run, server=host)
+    asked = balanced(questions(model, devices, run, server=host))
     if explain:
         print_explanation(found.clients[0], asked[explain])
     else:

@@ -109,7 +109,7 @@ def print_explanation(client: ClientPlan, question: Question, console: Console |
         f"{device.name}: {speed(device.flops['float32'])}, {size(device.memory_bandwidth_bps)}/s memory, "
         f"{size(device.budget_bytes)} to use",
         f"link: {rate(link.up_bps)} up, {rate(link.down_bps)} down, {duration(link.latency_s)}" if link else "no link",
-        f"server: {(question.server or ASSUMED_SERVER).name}, shared by {question.clients}",
+        f"server: {(question.server or ASSUMED_SERVER).name}, {question.share:.3g} of it",
     ]
     console.print(Text(f"{client.client}: {option.name}", style="bold"))
     for fact in facts:

@@ -51,10 +51,10 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Shelf:
-    """The candidates of all clients that differ from ``question`` in their device alone."""
+    """The candidates of all clients that differ from ``question`` in device and share alone."""
 
     question: Question
-    _memories: dict[tuple[int, int], tuple[Memory, Memory]] = field(default_factory=dict)
+    _memories: dict[tuple[int, int, int], tuple[Memory, Memory]] = field(default_factory=dict)
 
     @cached_property
     def _asked(self) -> tuple[Grid, tuple[str, ...]]:
@@ -85,11 +85,11 @@ class Shelf:
 
     @cached_property
     def _served(self) -> tuple[Floats, NDArray[np.bool_]]:
-        """(seconds of the share of the server, whether it has the memory) of every candidate."""
+        """(seconds of the whole server, whether it has the memory) of every candidate."""
         server, local = server_of(self.question), self.grid.is_(Topology.LOCAL)
         room = server.budget_bytes - server.runtime_bytes
         fits = (self.grid.server_MO(accelerator=not server.runtime_bytes) <= room) | local
-        return self.grid.server_s_MO(server) / (1 / self.question.clients), fits
+        return self.grid.server_s_MO(server), fits
 
     def blocks(self, questions: Sequence[Question]) -> Iterator[tuple[Sequence[Question], Block]]:
         """The questions in their order, ``BLOCK`` at a time, with their prices."""
@@ -115,7 +115,7 @@ class Shelf:
         links, (up, down) = [device.link or ASSUMED_LINK for device in devices], grid.bytes_O
         messages = np.where(grid.is_(Topology.LOCAL), 0, grid.crossings_O * count + 2)
         ups, downs = up / _column([link.up_bps for link in links]), down / _column([link.down_bps for link in links])
-        server = self._served[0][micro, columns]
+        server = self._served[0][micro, columns] / _column([question.share for question in questions])
         latency = messages * _column([link.latency_s for link in links])
         total = mine + ups + server + downs + latency
         return Block(
@@ -151,11 +151,11 @@ class Shelf:
         topology, cut = self.grid.chosen[column]
         index = int(block.micro_KO[row, column])
         work = self.grid.works[index]
-        if (index, column) not in self._memories:
-            live = client_memory(work, topology, cut), server_memory(work, topology, cut).with_holes(work, server)
-            self._memories[index, column] = live
-        live_here, remote = self._memories[index, column]
-        memory = live_here.with_holes(work, device)
+        key = index, column, device.runtime_bytes
+        if key not in self._memories:
+            live, theirs = client_memory(work, topology, cut), server_memory(work, topology, cut)
+            self._memories[key] = live.with_holes(work, device), theirs.with_holes(work, server)
+        memory, remote = self._memories[key]
         short, of = int(block.bytes_KO[row, column]) - device.budget_bytes, "memory of the device"
         if short <= 0:
             over = remote.total - server.budget_bytes if topology is not Topology.LOCAL else 0

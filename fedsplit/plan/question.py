@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.plan.model import ModelCard
@@ -27,7 +29,7 @@ ASSUMED_SERVER = DeviceProfile(
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Everything that one client's plan depends on; two equal questions have equal answers."""
+    """Everything a client's plan depends on; equal questions have equal answers. ``share``: its part of the server."""
 
     card: ModelCard
     run: RunFile
@@ -37,6 +39,7 @@ class Question:
     data: DataLike | None
     allowed: Collection[Topology] | None
     clients: int
+    share: float
 
 
 def questions(
@@ -61,6 +64,7 @@ def questions(
             data=(data or {}).get(name),
             allowed=allowed,
             clients=sharing,
+            share=1 / sharing,
         )
         for name in sorted(devices)
     }
@@ -90,8 +94,16 @@ def options_of(question: Question) -> tuple[list[Option], list[str]]:
             question.device,
             server,
             threads=fixed.threads if fixed else 0,
-            share=1 / question.clients,
+            share=question.share,
         )
         for topology, cut in chosen
     ]
     return sorted(priced, key=lambda option: option.key), why_not
+
+
+def alike(question: Question) -> tuple[bytes, bytes]:
+    """(the kind of client, its device): the same kind is priced together, equal devices with it are solved once."""
+    counts = (question.data.tokens_mean, question.data.tokens_max) if question.data else None
+    fixed = question.fixed
+    section = (fixed.topology, fixed.cut, fixed.batch, fixed.threads) if fixed else None
+    return msgspec.json.encode((counts, section)), msgspec.json.encode(question.device)

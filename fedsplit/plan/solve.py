@@ -1,7 +1,8 @@
 """Per client the fastest plan that fits: a pure function of model, devices, run file and data counts.
 
 Cut, topology and micro-batches change what a step costs, never what it computes, so the planner is free to choose
-them. Clients are planned one by one with an equal share of the server; the same inputs give the same plan and digest.
+them. Clients share the server so that the slowest is as fast as possible (``fleet``); each then gets the fastest plan
+at its share. The same inputs give the same plan and digest.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import msgspec
 
 from fedsplit.config.run import RunFile
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.devices.units import duration
 from fedsplit.errors import PlanError
 from fedsplit.plan.card import check_targets
 from fedsplit.plan.explain import binding, reasons
 from fedsplit.plan.exposure import exposure
+from fedsplit.plan.fleet import balance
 from fedsplit.plan.memory import disk_bytes, served, server_total
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.prices import Block, Shelf
-from fedsplit.plan.question import Question, options_of, questions
+from fedsplit.plan.question import Question, alike, options_of, questions
 from fedsplit.plan.refuse import nothing_fits
 from fedsplit.plan.timing import traffic
 from fedsplit.plan.types import ClientPlan, Cut, Estimate, LayerPlan, Plan, Topology
@@ -48,10 +51,10 @@ def solve(
     if not devices:
         raise PlanError("there is no device to plan for; add [[clients]] to the run file or give a fleet")
     check_targets(card, run.lora.targets)
-    asked = questions(card, devices, run, server=server, data=data, allowed=allowed)
+    asked, bound_s = balance(questions(card, devices, run, server=server, data=data, allowed=allowed))
     plans = _plans(asked)
     _check_server(card, plans, run, server)
-    return sealed(Plan(round=round, clients=tuple(plans), seed=run.run.seed, reasons=_assumptions(server)))
+    return sealed(Plan(round=round, clients=tuple(plans), seed=run.run.seed, reasons=_notes(plans, server, bound_s)))
 
 
 def sealed(plan: Plan) -> Plan:
@@ -64,7 +67,7 @@ def sealed(plan: Plan) -> Plan:
 def _plans(asked: Mapping[str, Question]) -> list[ClientPlan]:
     """One plan a client in the order of ``asked``; equal questions are answered once, equal work is priced together."""
     groups: dict[bytes, dict[bytes, str]] = {}
-    keys = {name: _key(question) for name, question in asked.items()}
+    keys = {name: alike(question) for name, question in asked.items()}
     for name, (kind, device) in keys.items():
         groups.setdefault(kind, {}).setdefault(device, name)
     answers: dict[tuple[bytes, bytes], ClientPlan] = {}
@@ -126,7 +129,7 @@ def _plan(name: str, question: Question, shelf: Shelf, block: Block, row: int, c
         down_bytes=facts.traffic[1],
         energy_j=(device.power_w or 0.0) * best.times.device,
         server_memory_bytes=here,
-        server_step_s=best.times.server / question.clients,
+        server_step_s=best.times.server * question.share,
     )
     return ClientPlan(
         client=name, topology=best.topology, cut=best.cut, layers=facts.layers, batch=work.batch,
@@ -163,15 +166,14 @@ def _check_server(card: ModelCard, plans: list[ClientPlan], run: RunFile, server
         )
 
 
-def _assumptions(server: DeviceProfile | None) -> tuple[str, ...]:
+def _notes(plans: Sequence[ClientPlan], server: DeviceProfile | None, bound_s: float) -> tuple[str, ...]:
+    """What was assumed of the server, and how far the slowest step is from the best that sharing it could give."""
     if server is not None:
-        return (f"server: {server.name}",)
-    return ("the server's profile is not known: 200 GFLOP/s and enough memory were assumed",)
-
-
-def _key(question: Question) -> tuple[bytes, bytes]:
-    """(the kind of client, its device): the same kind is priced together, equal devices with it are solved once."""
-    counts = (question.data.tokens_mean, question.data.tokens_max) if question.data else None
-    fixed = question.fixed
-    section = (fixed.topology, fixed.cut, fixed.batch, fixed.threads) if fixed else None
-    return msgspec.json.encode((counts, section)), msgspec.json.encode(question.device)
+        notes = [f"server: {server.name}"]
+    else:
+        notes = ["the server's profile is not known: 200 GFLOP/s and enough memory were assumed"]
+    if bound_s:
+        slowest = max(plan.estimate.step_s for plan in plans if plan.estimate)
+        over = max(0.0, slowest / bound_s - 1)
+        notes.append(f"slowest step {duration(slowest)}: at most {over:.1%} above the best way to share the server")
+    return tuple(notes)

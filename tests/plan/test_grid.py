@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fedsplit.config.run import ClientSection, LoraSection, ModelSection, PolicySection, RunFile, TrainSection
 from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.plan.card import card
+from fedsplit.plan.fleet import balanced
 from fedsplit.plan.prices import Shelf, anything_fits
 from fedsplit.plan.question import Question, options_of, questions
 from fedsplit.plan.solve import solve
@@ -80,9 +81,9 @@ def test_a_block_is_its_rows() -> None:
     model = card(config_of("llama", num_hidden_layers=4), "causal-lm")
     run = RunFile(model=ModelSection(path="x", max_length=32), policy=OPEN)
     fleet = {f"c{n:03}": device(4 + n % 13, 1e9 + 1e7 * n, 1e5 * (1 + n)) for n in range(150)}
-    together = solve(model, fleet, run)
+    together, asked_for = solve(model, fleet, run), balanced(questions(model, fleet, run))
     for name in ("c000", "c064", "c149"):
-        [question] = [questions(model, fleet, run)[name]]
+        question = asked_for[name]
         best = next(option for option in options_of(question)[0] if option.fits)
         plan = next(client for client in together.clients if client.client == name)
         assert plan.estimate is not None

@@ -1,0 +1,147 @@
+"""How the clients of a round share the server: the shares with which the slowest client is as fast as possible.
+
+Candidate j of client k takes ``o_kj`` seconds of its own (device, link, latency) and ``s_kj`` seconds of the whole
+server; with a share φ_k it is done after ``o_kj + s_kj / φ_k``. All are done by τ exactly when
+
+    Σ_k  min_j  s_kj / (τ - o_kj)  ≤  1,
+
+a sum that falls as τ grows: bisection on τ is exact, the discrete choice included (FedsLLM, arXiv 2407.09250, has the
+continuous case: at the optimum all clients that use the server finish together). Candidates with bodies of the same
+length and topology are merged into their smallest o and smallest s first; the τ of that easier problem is a certified
+lower bound, and equal to the optimum unless memory forces other micro-batches on some of them. Shape letters:
+K clients (equal ones once, counted n times), G groups of candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+
+from fedsplit.plan.grid import Floats, Grid, Ints
+from fedsplit.plan.prices import Shelf
+from fedsplit.plan.question import Question, alike
+
+HALVINGS = 40
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """``bound_s``: no plan makes the slowest step shorter; ``share_K``: of the server, together at most all of it."""
+
+    bound_s: float
+    share_K: Floats
+
+
+def divide(own_KG: Floats, server_KG: Floats, count_K: Ints, total: float = 1.0) -> Shares:
+    """Shares of ``total`` server that make the largest step time smallest.
+
+    ``own_KG``: seconds without the server, ``server_KG``: seconds of the whole server; both infinite where nothing
+    fits. ``count_K``: how many clients a row stands for. Every row has a finite candidate. What nobody needs is
+    divided equally.
+    """
+    clients = int(count_K.sum())
+    low = float((own_KG + server_KG / total).min(axis=1).max())
+    high = float((own_KG + server_KG * clients / total).min(axis=1).max())
+    if _needs(low, own_KG, server_KG) @ count_K <= total:
+        high = low
+    for _ in range(HALVINGS):
+        if high - low <= TOLERANCE * high:
+            break
+        middle = (low + high) / 2
+        if _needs(middle, own_KG, server_KG) @ count_K <= total:
+            high = middle
+        else:
+            low = middle
+    need_K = _needs(high, own_KG, server_KG)
+    # At the upper end an equal share is enough for everybody; rounding alone could say otherwise.
+    need_K = np.minimum(need_K, total) if clients == 1 else need_K
+    spare = max(0.0, total - float(need_K @ count_K)) / clients
+    return Shares(bound_s=low, share_K=np.maximum(need_K + spare, _LEAST * total / clients))
+
+
+_LEAST = 1e-6
+"""A client without need keeps this part of an equal share, so that its other candidates have a price."""
+
+
+def _needs(deadline: float, own_KG: Floats, server_KG: Floats) -> Floats:
+    """The smallest share with which each client is done by ``deadline``; infinite if none is enough."""
+    left = deadline - own_KG
+    with np.errstate(divide="ignore", invalid="ignore"):
+        need = np.where(left > 0, server_KG / left, np.inf)
+    need = np.where((server_KG == 0) & (left >= 0), 0.0, need)
+    found: Floats = need.min(axis=1)
+    return found
+
+
+def balanced(asked: Mapping[str, Question]) -> dict[str, Question]:
+    """The questions, each with its share of the server (``balance``)."""
+    return balance(asked)[0]
+
+
+def balance(asked: Mapping[str, Question]) -> tuple[dict[str, Question], float]:
+    """(the questions with the shares of the server that make the slowest step fastest, the lower bound of that step).
+
+    Clients that are expected but not here yet keep an equal share each; so does one that has no plan at all. The bound
+    is 0 where there is nothing to divide: all clients are alike, or none has a plan.
+    """
+    rows: dict[tuple[bytes, bytes], list[str]] = {}
+    for name, question in asked.items():
+        rows.setdefault(alike(question), []).append(name)
+    if len(rows) < 2:
+        return dict(asked), 0.0
+    kinds: dict[bytes, list[list[str]]] = {}
+    for (kind, _), names in rows.items():
+        kinds.setdefault(kind, []).append(names)
+    own, server, owners = _merged(asked, kinds)
+    if not owners:
+        return dict(asked), 0.0
+    count = np.array([len(names) for names in owners], dtype=np.int64)
+    equal = next(iter(asked.values())).share
+    found = divide(own, server, count, min(1.0, equal * int(count.sum())))
+    shares = {name: float(share) for names, share in zip(owners, found.share_K, strict=True) for name in names}
+    return {name: replace(asked[name], share=shares.get(name, equal)) for name in asked}, found.bound_s
+
+
+def _merged(
+    asked: Mapping[str, Question], kinds: Mapping[bytes, Sequence[list[str]]]
+) -> tuple[Floats, Floats, list[list[str]]]:
+    """(own seconds, server seconds, clients of each row) of all that have a plan; candidates merged into groups."""
+    owns: list[Floats] = []
+    servers: list[Floats] = []
+    owners: list[list[str]] = []
+    for members in kinds.values():
+        first = asked[members[0][0]]
+        shelf = Shelf(question=first)
+        if not shelf.grid.chosen:
+            continue
+        order, starts = _groups(shelf.grid)
+        waiting = iter(members)
+        for some, block in shelf.blocks([asked[names[0]] for names in members]):
+            share = np.array([question.share for question in some])[:, None]
+            own = block.device_KO + block.up_KO + block.down_KO + block.latency_KO
+            fits = np.asarray(block.fits_KO.any(axis=1))
+            for found, seconds in ((owns, own), (servers, block.server_KO * share)):
+                usable = np.where(block.fits_KO, seconds, np.inf)
+                found.append(np.minimum.reduceat(usable[:, order], starts, axis=1)[fits])
+            owners += [names for names, fit in zip(islice(waiting, len(some)), fits.tolist(), strict=True) if fit]
+    return _stacked(owns), _stacked(servers), owners
+
+
+def _groups(grid: Grid) -> tuple[Ints, Ints]:
+    """(candidates in the order of topology and length of body, where each group starts)."""
+    topology = np.array([list(type(one)).index(one) for one, _ in grid.chosen])
+    label = topology * (grid.works[0].card.num_layers + 1) + grid.body.count_O
+    order = np.argsort(label, kind="stable")
+    starts = np.flatnonzero(np.diff(label[order], prepend=-1))
+    return order, starts
+
+
+def _stacked(parts: Sequence[Floats]) -> Floats:
+    """Rows of unequal width below one another."""
+    width = max((part.shape[1] for part in parts), default=0)
+    padded = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=np.inf) for part in parts]
+    return np.concatenate(padded) if padded else np.empty((0, 0))
