@@ -2,13 +2,15 @@
 
 ``fedsplit://HOST:PORT/?key=…`` where the key is the base64url of 48 bytes: the server's public key, so that the
 device talks to nobody else, and the invitation, so that the server knows it was asked to come. A server without
-encryption has a link without a key.
+encryption prints ``fedsplit://HOST:PORT/?unencrypted``: it says so, because shells and chat programs cut links at the
+question mark, and what is left must never make a device talk in clear.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import string
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
 
@@ -16,6 +18,11 @@ from fedsplit.errors import ConfigError, Problem
 
 KEY_BYTES = 32
 INVITE_BYTES = 16
+UNENCRYPTED = "unencrypted"
+QUOTES = "'\"`´‘’‚‛“”„‟«»‹›<>"
+"""What programs put around a link, or make of its quotes."""
+INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
+"""Letters without width that come along with copied text; ``str.strip`` does not know them as white space."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class JoinLink:
 
     def __str__(self) -> str:
         if not self.server_key:
-            return f"fedsplit://{self.endpoint}/"
+            return f"fedsplit://{self.endpoint}/?{UNENCRYPTED}"
         # 48 bytes are exactly 64 letters, so there is never padding.
         return f"fedsplit://{self.endpoint}/?key={base64.urlsafe_b64encode(self.server_key + self.invite).decode()}"
 
@@ -53,7 +60,7 @@ class JoinLink:
 
         :raises ConfigError: it is not a join link; says which part is wrong.
         """
-        cleaned = text.strip().strip("'\"").strip()
+        cleaned = text.strip(QUOTES + INVISIBLE + string.whitespace + "\u00a0\u202f")
         try:
             parts = urlsplit(cleaned)
             host, port = parts.hostname, parts.port
@@ -68,13 +75,18 @@ class JoinLink:
         return JoinLink(host, port, *_secrets(parts.query))
 
 
+CUT = "copy the whole line that the server printed, in quotes: shells cut it at ? and &"
+
+
 def _secrets(query: str) -> tuple[bytes, bytes]:
     """Server key and invitation out of the part after the question mark."""
     if not query:
+        raise _wrong("a link without a key", f"?key=…, or ?{UNENCRYPTED} from a server that does not encrypt", CUT)
+    if query == UNENCRYPTED:
         return b"", b""
     pairs = parse_qsl(query, keep_blank_values=True)
     if [name for name, _ in pairs] != ["key"]:
-        raise _wrong(f"?{query}", "exactly one key=…", "put the whole link in quotes: shells cut it at ? and &")
+        raise _wrong(f"?{query}", "exactly one key=…", CUT)
     try:
         raw = base64.b64decode(pairs[0][1].encode(), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):

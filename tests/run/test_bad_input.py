@@ -203,7 +203,7 @@ def join(stage: Stage, fedsplit: Command, tmp_path: Path) -> Command:
 
 def test_no_server_there(join: Command) -> None:
     port = free_port()
-    said = join(link=f"fedsplit://127.0.0.1:{port}/")
+    said = join(link=f"fedsplit://127.0.0.1:{port}/?unencrypted")
     assert said.code == 4
     assert f"nothing answers at 127.0.0.1:{port} (connection refused)" in said.error
     assert said.seconds < 15
@@ -212,6 +212,13 @@ def test_no_server_there(join: Command) -> None:
 def test_a_link_that_is_none(join: Command) -> None:
     said = join(link="fedsplit://somewhere")
     assert (said.code, "join link" in said.error) == (2, True)
+
+
+def test_a_link_that_a_shell_cut(stage: Stage, join: Command) -> None:
+    said = join(link=stage.link().partition("?")[0])
+    assert said.code == 2
+    assert "a link without a key" in said.error
+    assert "in quotes" in said.error
 
 
 def test_another_servers_key(stage: Stage, join: Command, tmp_path: Path) -> None:

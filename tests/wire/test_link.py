@@ -27,13 +27,24 @@ def test_how_it_looks() -> None:
     text = str(JoinLink("10.0.0.5", 5700, KEY, INVITE))
     assert text.startswith("fedsplit://10.0.0.5:5700/?key=AAECAwQF")
     assert len(text.partition("key=")[2]) == 64
-    assert str(JoinLink("::1", 5700)) == "fedsplit://[::1]:5700/"
+    assert str(JoinLink("::1", 5700)) == "fedsplit://[::1]:5700/?unencrypted"
     assert JoinLink("::1", 5700).endpoint == "[::1]:5700"
 
 
-def test_pasted_with_quotes_and_spaces() -> None:
-    link = JoinLink("10.0.0.5", 5700, KEY, INVITE)
-    assert JoinLink.parse(f"  '{link}' \n") == link
+@pytest.mark.parametrize(
+    "around", ["  '{}' \n", '"{}"', "“{}”", "„{}“", "‘{}’", "«\u00a0{}\u00a0»", "`{}`", "\ufeff<{}>", " “'{}'” "]
+)
+@pytest.mark.parametrize("host", ["10.0.0.5", "fe80::1"])
+def test_pasted_with_quotes_and_spaces(around: str, host: str) -> None:
+    for link in (JoinLink(host, 5700, KEY, INVITE), JoinLink(host, 5700)):
+        assert JoinLink.parse(around.format(link)) == link
+
+
+def test_no_cut_makes_a_link_without_encryption() -> None:
+    for text in (str(JoinLink("::1", 5700, KEY, INVITE)), str(JoinLink("10.0.0.5", 5700))):
+        for end in range(len(text)):
+            with pytest.raises(ConfigError):
+                JoinLink.parse(text[:end])
 
 
 @pytest.mark.parametrize(
@@ -42,10 +53,15 @@ def test_pasted_with_quotes_and_spaces() -> None:
         ("http://10.0.0.5:5700/", "begins with fedsplit://"),
         ("10.0.0.5:5700", "fedsplit://"),
         ("", "fedsplit://"),
+        ("fedsplit://10.0.0.5:5700/", "a link without a key"),
+        ("fedsplit://10.0.0.5:5700/?", "in quotes: shells cut it"),
+        ("fedsplit://10.0.0.5:5700", "?unencrypted from a server that does not encrypt"),
+        ("fedsplit://10.0.0.5:5700/?unencrypted=yes", "exactly one key"),
+        ("fedsplit://fe80::1:5700/?unencrypted", "fedsplit://HOST:PORT"),
         ("fedsplit://10.0.0.5/", "no port"),
         ("fedsplit://:5700/", "no host"),
         ("fedsplit://10.0.0.5:99999/", "fedsplit://HOST:PORT"),
-        ("fedsplit://10.0.0.5:0/", "between 1 and 65535"),
+        ("fedsplit://10.0.0.5:0/?unencrypted", "between 1 and 65535"),
         ("fedsplit://10.0.0.5:x/", "fedsplit://HOST:PORT"),
         ("fedsplit://[::1:5700/", "fedsplit://HOST:PORT"),
         ("fedsplit://me@10.0.0.5:5700/", "nothing beside"),
