@@ -41,7 +41,7 @@ def new(
             answer = typer.prompt(
                 "Where is the data (a file, a folder with a file a client), or how many clients?", "3"
             )
-            data, clients = ("", int(answer)) if answer.strip().isdigit() else (answer.strip(), clients)
+            data, clients = ("", int(answer)) if answer.strip().isdecimal() else (answer.strip(), clients)
         if task.endswith("classification") and not labels and not data:
             labels = typer.prompt("Its classes, with commas?")
     _check_flags(model, task, clients)
