@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,10 +56,18 @@ class Preparation:
 def preparation(model: str | Path) -> Preparation:
     """What the model in this folder expects, from its ``preprocessor_config.json`` and ``config.json``.
 
-    :raises DataError: if neither file names an image size.
+    :raises DataError: if neither file names an image size, or one of them is damaged.
     """
     folder = Path(model)
     config, found = _json(folder / "config.json"), _json(folder / "preprocessor_config.json")
+    try:
+        return _preparation(config, found, folder)
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        what = f"found a size, mean, std or scale that is none ({error!r})"
+        raise DataError(f"{what}; expected numbers, as the model was published", str(folder)) from None
+
+
+def _preparation(config: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> Preparation:
     size = found.get("size", config.get("image_size"))
     if isinstance(size, dict):
         size = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
@@ -76,8 +86,13 @@ def preparation(model: str | Path) -> Preparation:
 def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    value = json.loads(file.read_text("utf-8"))
-    return value if isinstance(value, dict) else {}
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:  # text that is not UTF-8 is a ValueError, too
+        raise DataError(f"not readable as JSON: {error}; fetch the model again", str(file)) from None
+    if not isinstance(value, dict):
+        raise DataError(f"found {type(value).__name__}; expected a JSON object; fetch the model again", str(file))
+    return value
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -112,7 +127,7 @@ def _npz(file: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
                 found = ", ".join(arrays.files) or "nothing"
                 raise DataError(f"found the arrays {found}; expected images and labels", str(file))
             images, labels = arrays[name], arrays[label_name]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise DataError(f"not a readable .npz file: {error}", str(file)) from None
     if images.ndim == 3:
         images = images[..., None]
@@ -151,7 +166,9 @@ def _pillow(raw: bytes, file: str, line: int | None) -> Pixels:
     try:
         with pillow.open(io.BytesIO(raw)) as image:
             return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
+    except pillow.DecompressionBombError as error:
+        raise DataError(f"too large an image: {error}; make it smaller or leave it out", file, line) from None
+    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, struct.error) as error:
         raise DataError(f"not a readable image: {error}", file, line) from None
 
 

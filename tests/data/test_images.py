@@ -80,6 +80,12 @@ def test_a_damaged_image_is_named(folder: Path) -> None:
         open_dataset(folder, RUN, None, preparation=PLAIN)
 
 
+def test_an_image_that_would_fill_the_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match=r"0\.png: too large an image: .*35 pixels.*; make it smaller or leave it out"):
+        open_dataset(folder, RUN, None, preparation=PLAIN)
+
+
 def test_rows_that_name_images(tmp_path: Path, folder: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"image": "set/cat/0.png", "label": "cat"}\n{"image": "set/cat/9.png", "label": 0}\n')
@@ -124,8 +130,9 @@ def test_arrays_that_do_not_fit(tmp_path: Path, arrays: dict[str, np.ndarray], w
         list(records(file))
 
 
-def test_no_npz_at_all(tmp_path: Path) -> None:
-    (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 nothing")
+@pytest.mark.parametrize("content", [b"PK\x03\x04 nothing", b"", b"\x93NUMPY", b"\x80\x04."])
+def test_no_npz_at_all(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"not a readable \.npz file"):
         list(records(tmp_path / "a.npz"))
 
@@ -139,6 +146,25 @@ def test_what_a_model_expects(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     assert images.preparation(tmp_path) == images.Preparation((8, 9), (0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "not readable as JSON"),
+        (b"\xff\xfe", "not readable as JSON"),
+        (b"[1]", "found list; expected a JSON object"),
+        (b'{"size": "large"}', "expected numbers"),
+        (b'{"size": {"height": 8}}', "expected numbers"),
+        (b'{"size": 8, "image_mean": 0.5}', "expected numbers"),
+        (b'{"size": 8, "rescale_factor": null}', "expected numbers"),
+    ],
+)
+def test_a_damaged_description_of_the_model(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "preprocessor_config.json").write_bytes(content)
+    with pytest.raises(DataError, match=words) as error:
+        images.preparation(tmp_path)
+    assert str(tmp_path) in str(error.value)
 
 
 def test_without_pillow_only_files_are_refused(folder: Path) -> None:
