@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedsplit.errors import Closed, DataError, RemoteProtocolError, Timeout
 from fedsplit.events import Emit, Progress
+from fedsplit.state.durable import make_private, unwritable
 from fedsplit.wire import Packet
 from fedsplit.wire.ends import ClientEnd
 from fedsplit.wire.messages import Asset, Chunk, Fetch, Refuse
@@ -27,24 +28,30 @@ REPEAT_S = 30.0
 def fetch_all(end: ClientEnd, assets: Sequence[Asset], folder: Path, *, client: str, run: str, emit: Emit) -> Path:
     """A folder that holds every asset under its own name; files that are there and intact are not fetched again.
 
-    :raises DataError: the bytes do not hash to what was offered, twice.
+    :raises DataError: the bytes do not hash to what was offered, twice; or the disk refuses them (full, read-only).
     :raises Timeout: the server stopped answering.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     for asset in assets:
         path = folder / Path(asset.name).name
-        if path.exists() and path.stat().st_size == asset.nbytes and _sha256(path) == asset.sha256:
-            continue
-        for last in (False, True):
-            part = path.with_name(path.name + ".part")
-            _fetch(end, asset, part, client=client, run=run, emit=emit)
-            if _sha256(part) == asset.sha256:
-                part.replace(path)
-                break
-            part.unlink()
-            if last:
-                raise DataError(f"{asset.name} arrived damaged twice (its SHA-256 is not the one that was offered)")
+        try:
+            _complete(end, asset, path, client=client, run=run, emit=emit)
+        except OSError as error:
+            raise unwritable(path, error) from error
     return folder
+
+
+def _complete(end: ClientEnd, asset: Asset, path: Path, *, client: str, run: str, emit: Emit) -> None:
+    if path.exists() and path.stat().st_size == asset.nbytes and _sha256(path) == asset.sha256:
+        return
+    part = path.with_name(path.name + ".part")
+    for _ in range(2):
+        _fetch(end, asset, part, client=client, run=run, emit=emit)
+        if _sha256(part) == asset.sha256:
+            part.replace(path)
+            return
+        part.unlink()
+    raise DataError(f"{asset.name} arrived damaged twice (its SHA-256 is not the one that was offered)")
 
 
 def _fetch(end: ClientEnd, asset: Asset, part: Path, *, client: str, run: str, emit: Emit) -> None:

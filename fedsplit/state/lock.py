@@ -38,9 +38,13 @@ class FolderLock:
             stream.close()
             found = f"in use by {owner}"
             raise ConfigError([Problem(str(self.path.parent), found, f"one process a {self.what}", self.fix)]) from None
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()}\n".encode())
         self._stream = stream
+        try:
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()}\n".encode())
+        except OSError as error:
+            self.release()
+            raise unwritable(self.path, error) from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

@@ -54,7 +54,7 @@ class RunDir:
         ``resume`` with an empty folder starts afresh, so a service can always pass it. Raises ConfigError when a run
         is there and ``resume`` is not set, or when a key outside MAY_CHANGE differs (all of them at once).
         """
-        before = self.run_toml.read_text("utf-8") if self.run_toml.exists() else None
+        before = _read(self.run_toml)
         if before is not None and not resume and self.started:
             found = f"a run with {len(checkpoints.rounds(self.checkpoints))} checkpoints"
             raise ConfigError([Problem(str(self.path), found, "a new folder", "add --resume or change run.name")])
@@ -99,6 +99,15 @@ class RunDir:
         ]
         if problems:
             raise ConfigError(problems, str(self.run_toml))
+
+
+def _read(path: Path) -> str | None:
+    """The run file of an earlier start; None when there is none."""
+    try:
+        return path.read_text("utf-8") if path.exists() else None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"cannot be read: {reason}; restore it, or start a new run", str(path)) from None
 
 
 def _parsed(text: str, source: Path) -> dict[str, Any]:

@@ -76,6 +76,16 @@ def test_resume_with_another_run_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps rights elsewhere")
+@pytest.mark.parametrize(("content", "words"), [(b"\xff\xfe[run]", "not UTF-8"), (b"[run", "not TOML")])
+def test_a_damaged_run_file_in_the_folder(tmp_path: Path, content: bytes, words: str) -> None:
+    run = RunDir(tmp_path)
+    run.begin(RUN)
+    run.save(0, {"w": np.ones(3)}, {})
+    run.run_toml.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"run\.toml: .*{words}.*; restore it, or start a new run"):
+        run.begin(RUN, resume=True)
+
+
 def test_keys_are_private(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "x")
     run.begin(RUN)
