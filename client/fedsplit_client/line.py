@@ -152,7 +152,7 @@ class ServerLine:
             case Refuse() as refuse:
                 self._refused(refuse)
             case Bye() as bye:
-                raise Closed(f"{self._server} ended the run: {bye.reason}")
+                raise ended(self._server, bye)
         return True
 
     def _refused(self, refuse: Refuse) -> None:
@@ -183,3 +183,8 @@ class ServerLine:
         except Closed:
             # The wait that follows notices the way back, or gives up when the patience is spent.
             return
+
+
+def ended(server: str, bye: Bye) -> Closed:
+    """The server's last word, as the error that it means here."""
+    return Closed(f"{server} gave the run up: {bye.reason}. Once it serves again, the same command goes on")

@@ -17,7 +17,8 @@ from fedsplit.events import Emit, Note
 from fedsplit.plan.types import ClientPlan
 from fedsplit.wire.ends import ClientEnd
 from fedsplit.wire.link import JoinLink
-from fedsplit.wire.messages import Accept, Asset, DataSummary, Hello, Refuse, Welcome
+from fedsplit.wire.messages import Accept, Asset, Bye, DataSummary, Hello, Refuse, Welcome
+from fedsplit_client.line import ended
 
 ANSWER_S = 60.0
 """The server plans and hashes files before it answers a first hello."""
@@ -124,6 +125,8 @@ class Session:
             match packet.message if packet is not None else None:
                 case Welcome() as welcome:
                     return welcome
+                case Bye() as bye:
+                    raise ended(self._link.endpoint, bye)
                 case Refuse(code="protocol") as refuse:
                     damaged += 1
                     if damaged == DAMAGED:

@@ -21,9 +21,11 @@ from fedsplit.wire.ends import Incoming, Tensors
 from fedsplit.wire.frames import Frame, decode, encode, size_of
 from fedsplit.wire.keyfile import KeyPair
 from fedsplit.wire.limits import Limits
-from fedsplit.wire.messages import Message, Refuse
+from fedsplit.wire.messages import Bye, Message, Refuse
 from fedsplit_server.zap import DOMAIN, Zap
 
+LAST_WORDS_S = 2.0
+"""Closing waits this long for a Bye that is still on its way."""
 _REASON_LETTERS = 500
 """A reason quotes what was found, and what was found is up to the sender."""
 
@@ -64,6 +66,7 @@ class Gateway:
         # A context of its own: ZeroMQ allows one authenticator a context, and one process may run several servers.
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._zap = Zap(self._context) if keys else None
+        self._linger_s = 0.0
         self.broken = 0
         """Packets that were not packets, so far."""
         self._socket = self._context.socket(zmq.ROUTER)
@@ -100,7 +103,10 @@ class Gateway:
         :raises Closed: that connection is gone. :raises Timeout: the client does not take what was sent before.
         :raises LocalProtocolError: the packet is beyond the limits.
         """
-        return self.send_frames(identity, encode(message, tensors, self._limits))
+        nbytes = self.send_frames(identity, encode(message, tensors, self._limits))
+        if isinstance(message, Bye):
+            self._linger_s = LAST_WORDS_S
+        return nbytes
 
     def send_frames(self, identity: bytes, frames: list[Frame]) -> int:
         """Send what may not even be a packet; for tests. Raises like ``send``."""
@@ -115,8 +121,8 @@ class Gateway:
         return size_of(frames)
 
     def close(self) -> None:
-        """Stop listening and drop what was not sent. Safe to call twice."""
-        self._socket.close(linger=0)
+        """Stop listening and drop what was not sent, but for a last Bye. Safe to call twice."""
+        self._socket.close(linger=round(self._linger_s * 1000))
         self._context.term()
         if self._zap:
             self._zap.join()

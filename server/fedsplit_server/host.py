@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedsplit.config.run import RunFile
 from fedsplit.devices.profile import DeviceProfile
-from fedsplit.errors import Closed, LocalProtocolError, RemoteProtocolError, Timeout
+from fedsplit.errors import Closed, LinkError, LocalProtocolError, RemoteProtocolError, Timeout
 from fedsplit.events import Emit, Event, Note
 from fedsplit.plan.types import ClientPlan
 from fedsplit.split.base import Base
@@ -19,7 +20,7 @@ from fedsplit.split.lora import keys
 from fedsplit.train.copies import Copies
 from fedsplit.wire import WireTensor
 from fedsplit.wire.ends import Incoming, ServerEnd
-from fedsplit.wire.messages import Chunk, DataSummary, Fetch, Refuse
+from fedsplit.wire.messages import Bye, Chunk, DataSummary, Fetch, Refuse
 from fedsplit_server.admission import Admission
 from fedsplit_server.assets import Assets
 from fedsplit_server.coordinator import Coordinator
@@ -88,9 +89,17 @@ class Host:
         )
 
     def loop(self) -> None:
-        """Until every client has its result, or none is left to wait for. Raises what ``Course.tick`` raises."""
-        while not self.course.finished:
-            self.turn(TICK_S)
+        """Until every client has its result, or none is left to wait for.
+
+        :raises Timeout: as ``Course.tick``; whoever is connected was told.
+        """
+        try:
+            while not self.course.finished:
+                self.turn(TICK_S)
+        except Timeout as error:
+            # Only when the run is given up: after any other end the server may be started again, and is waited for.
+            self._part(str(error))
+            raise
 
     def turn(self, timeout_s: float) -> None:
         """Answer at most one packet, waiting ``timeout_s`` for it, and look at the clock."""
@@ -101,6 +110,13 @@ class Host:
         if now - self._ticked >= TICK_S:
             self._ticked = now
             self._deliver(self._coordinator.tick(now), now)
+
+    def _part(self, reason: str) -> None:
+        """Nobody shall wait for a server that has given up."""
+        for member in self.roster:
+            if member.here:
+                with suppress(LinkError, LocalProtocolError):
+                    self._send(Out(member.name, Bye(reason=reason)))
 
     def _answer(self, incoming: Incoming, now: float) -> list[Out]:
         message = incoming.packet.message
