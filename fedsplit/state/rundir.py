@@ -4,6 +4,7 @@
     keys/              the server's key pair and invitations, readable by its owner only
     journal.db         what happened (journal.py)
     checkpoints/NNNN/  the global state after round NNNN (checkpoints.py)
+    era                the first era of the newest start, so that the next one begins above it
     lock               held by the one process that serves this run (lock.py)
 
 ``RunDir(path)`` touches nothing; ``begin`` makes or reopens the folder.
@@ -11,12 +12,13 @@
 
 from __future__ import annotations
 
+import time
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedsplit.errors import ConfigError, Problem
+from fedsplit.errors import ConfigError, DataError, Problem
 from fedsplit.state import checkpoints
 from fedsplit.state.checkpoints import Arrays, Checkpoint
 from fedsplit.state.durable import make_private, write_file
@@ -38,6 +40,10 @@ MAY_CHANGE = (
 """Keys of the run file that a resumed run may set anew: they say where and how long, not what is learnt."""
 
 
+ERAS_A_START = 1 << 32
+"""More attempts than one start ever makes."""
+
+
 class RunDir:
     """Paths and state of one run. ``path`` need not exist."""
 
@@ -45,6 +51,7 @@ class RunDir:
         self.path = Path(path).expanduser()
         self.run_toml = self.path / "run.toml"
         self.keys = self.path / "keys"
+        self.era = self.path / "era"
         self.journal_db = self.path / "journal.db"
         self.checkpoints = self.path / "checkpoints"
 
@@ -69,6 +76,25 @@ class RunDir:
     def started(self) -> bool:
         """Whether a checkpoint was ever written here."""
         return checkpoints.latest(self.checkpoints) is not None
+
+    def next_era(self, now_ns: int | None = None) -> int:
+        """The first era of this start: above all that earlier starts gave out, even when the clock was set back.
+
+        Written down before it is used. ``now_ns``: nanoseconds since the epoch; by default the clock's.
+
+        :raises DataError: the file is damaged, or the disk refuses it.
+        """
+        try:
+            last = int(self.era.read_bytes()) if self.era.exists() else 0
+        except (OSError, ValueError):
+            raise DataError(
+                "found no number; delete it, if the clock of this machine is right", str(self.era)
+            ) from None
+        now_ns = time.time_ns() if now_ns is None else now_ns
+        # The clock keeps eras apart where the file was deleted, too.
+        era = max(now_ns // 1_000_000 << 12, last + ERAS_A_START)
+        write_file(self.era, f"{era}\n".encode())
+        return era
 
     def lock(self) -> FolderLock:
         """Context manager; raises ConfigError when another process serves this run."""

@@ -37,7 +37,8 @@ TICK_S = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a host is made of. ``invite``: what a hello must bring (hex). ``era``: above every earlier start's."""
+    """What a host is made of. ``invite``: what a hello must bring (hex). ``era``: above every earlier start's,
+    so that nothing from before a crash is taken for an attempt of now."""
 
     run: RunFile
     base: Base

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -93,8 +92,7 @@ def serve(
             keeper=keeper,
             files=Assets(base, run.model, folder.path / "segments"),
             invite=keys.invite.hex() if run.server.curve else "",
-            # Above every era of an earlier start: nothing from before a crash is taken for an attempt of now.
-            era=time.time_ns() // 1_000_000 << 12,
+            era=folder.next_era(),
             keep_open=keep_open,
         )
         host = Host(parts, gateway, emit)

@@ -7,12 +7,13 @@ import signal
 import stat
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedsplit.errors import ConfigError
+from fedsplit.errors import ConfigError, DataError
 from fedsplit.state.rundir import RunDir
 
 RUN = """
@@ -84,6 +85,17 @@ def test_a_damaged_run_file_in_the_folder(tmp_path: Path, content: bytes, words:
     run.run_toml.write_bytes(content)
     with pytest.raises(ConfigError, match=rf"run\.toml: .*{words}.*; restore it, or start a new run"):
         run.begin(RUN, resume=True)
+
+
+def test_eras_rise_whatever_the_clock_says(tmp_path: Path) -> None:
+    run, now_ns = RunDir(tmp_path), 1_700_000_000_000_000_000
+    run.begin(RUN)
+    eras = [run.next_era(now_ns), *(RunDir(tmp_path).next_era(at) for at in (now_ns, now_ns - 10**15, 0, 2 * now_ns))]
+    assert all(after - before >= 1 << 32 for before, after in pairwise(eras))
+    assert max(eras) < 1 << 63
+    run.era.write_text("nothing")
+    with pytest.raises(DataError, match="era: found no number; delete it"):
+        run.next_era()
 
 
 def test_keys_are_private(tmp_path: Path) -> None:
