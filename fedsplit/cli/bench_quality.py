@@ -21,6 +21,7 @@ from rich.console import Console
 
 from fedsplit.cli.bench_table import Row
 from fedsplit.cli.display import Display
+from fedsplit.cli.place import Device, check_device
 from fedsplit.cli.simulate import run_processes
 from fedsplit.config.load import loads
 from fedsplit.data.partition import Law, Request, partition
@@ -67,6 +68,8 @@ batch = 16
 learning_rate = 0.01
 schedule = "cosine"
 clip = 1.0
+[evaluate]
+every = {every}
 """,
         law="iid",
         metric="perplexity",
@@ -92,13 +95,18 @@ eval_fraction = 0.01
 [lora]
 rank = 8
 alpha = 16.0
+targets = ["query", "value", "intermediate.dense", "output.dense"]
 [train]
 rounds = {rounds}
 steps = {steps}
 batch = 16
-learning_rate = 0.003
+learning_rate = 0.004
 schedule = "linear"
 warmup_steps = 10
+clip = 1.0
+[evaluate]
+every = {every}
+metric = "loss"
 """,
         law="dirichlet",
         metric="accuracy",
@@ -119,8 +127,6 @@ clients = 4
 deadline_s = 1800.0
 [policy]
 exposes_tokens = true
-[evaluate]
-every = {every}
 """
 CLIENT = """
 [[clients]]
@@ -132,12 +138,19 @@ topology = "{topology}"
 
 
 def rows(
-    *, data: Path = Path("data"), task: str = "all", rounds: int = 0, seed: int = 0, test_rows: int = 0
+    *,
+    data: Path = Path("data"),
+    task: str = "all",
+    rounds: int = 0,
+    seed: int = 0,
+    test_rows: int = 0,
+    device: Device = "cpu",
 ) -> Sequence[Row]:
     """Train four clients in mixed topologies on real data and measure the global adapter on the test file.
 
     ``data``: the folder with the data sets. ``task``: e2e, ag_news or all. ``rounds``: fewer, to try it out.
     """
+    check_device(device)
     names = list(TASKS) if task == "all" else [task]
     if unknown := sorted(set(names) - set(TASKS)):
         raise ConfigError([Problem("--task", unknown[0], f"all or one of {', '.join(TASKS)}")])
@@ -145,10 +158,10 @@ def rows(
     for one in chosen:
         if not (data / one.folder).is_dir():
             raise DataError(f"no folder {one.folder} there; docs/data.md says where to get the data", str(data))
-    return [_measure(replace(one, rounds=rounds or one.rounds), data, seed, test_rows) for one in chosen]
+    return [_measure(replace(one, rounds=rounds or one.rounds), data, seed, test_rows, device) for one in chosen]
 
 
-def _measure(task: Task, data: Path, seed: int, test_rows: int) -> Row:
+def _measure(task: Task, data: Path, seed: int, test_rows: int, device: str) -> Row:
     # Not at the top: listing the benches must not wait for torch.
     from fedsplit.split.base import open_base
     from fedsplit.train.exam import Exam
@@ -159,11 +172,11 @@ def _measure(task: Task, data: Path, seed: int, test_rows: int) -> Row:
         run_file = _write(task, data, Path(scratch), seed)
         begun = time.monotonic()
         with Display(title=task.name, console=Console(stderr=True, highlight=False)) as emit:
-            done = run_processes(run_file, emit=emit)
+            done = run_processes(run_file, emit=emit, device=device)
         seconds = time.monotonic() - begun
         run, state, _ = of_run(done.folder)
         base = open_base(model_folder(run.model.path))
-        exam = Exam(run, base, data / task.folder / "test.jsonl.gz", rows=test_rows or task.test_rows)
+        exam = Exam(run, base, data / task.folder / "test.jsonl.gz", rows=test_rows or task.test_rows, device=device)
         return {
             "task": task.name,
             "clients": "local, u, u, w",
@@ -182,8 +195,9 @@ def _write(task: Task, data: Path, folder: Path, seed: int) -> Path:
     files = _client_files(task, data / task.folder / "train.jsonl.gz", folder, seed)
     model = task.model if task.model == "minilm" else (data / task.model).resolve().as_posix()
     last = LAYERS[task.model]
-    text = RUN.format(name=task.name, folder=folder.as_posix(), every=max(1, task.rounds // 4))
-    text += task.settings.format(model=model, rounds=task.rounds, steps=task.steps)
+    text = RUN.format(name=task.name, folder=folder.as_posix())
+    every = max(1, task.rounds // 4)
+    text += task.settings.format(model=model, rounds=task.rounds, steps=task.steps, every=every)
     plans = [("local", ""), ("u", f"cut = [1, {last - 1}]"), ("u", f"cut = [2, {last}]"), ("w", "")]
     for (name, path), (topology, cut) in zip(files.items(), plans, strict=True):
         text += CLIENT.format(name=name, data=path.as_posix(), topology=topology, cut=cut)

@@ -59,8 +59,8 @@ labels = {labels}
 max_length = 48
 
 [lora]
-rank = 8
-alpha = 16.0
+rank = 16
+alpha = 32.0
 targets = ["query", "value", "intermediate.dense", "output.dense"]
 
 [data]
@@ -70,9 +70,9 @@ eval_fraction = 0.05
 rounds = {rounds}
 steps = 3
 batch = 16
-learning_rate = 0.01
+learning_rate = 0.005
 schedule = "linear"
-warmup_steps = 3
+warmup_steps = 2
 clip = 1.0
 
 [rounds]
@@ -97,7 +97,7 @@ device = "{device}"
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the adapter.")] = Path("demo-adapter"),
     rounds: Annotated[int, typer.Option(help="Rounds of three steps on each device.")] = 10,
-    test_rows: Annotated[int, typer.Option(help="Passages that the comparison is measured on.")] = 240,
+    test_rows: Annotated[int, typer.Option(help="Passages that the comparison is measured on.")] = 300,
     json: Annotated[bool, typer.Option("--json", help="At the end, print the numbers as one JSON object.")] = False,
 ) -> None:
     """Three devices and a server on this machine fine-tune a real pretrained model together, over encrypted TCP."""
@@ -136,7 +136,7 @@ def demo(
 
 def _profiles(folder: Path, console: Console) -> dict[str, DeviceProfile]:
     """This machine as measured, with three different grants of memory; written where the processes find them."""
-    from fedsplit_client.probe import this_device
+    from fedsplit.probe.measure import this_device
 
     with Display(title="measuring this machine", console=console) as emit:
         here = this_device(emit=emit)

@@ -19,6 +19,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -199,7 +200,7 @@ def write_clients(
 
     Rows are ``{"text", "label" (the area's name), "module"}``; ``model.labels`` of the run file is ``AREAS``. The
     devices share out the train part without overlap and each file has a manifest; ``valid.jsonl`` and ``test.jsonl``
-    hold all areas.
+    hold all areas, in turn.
 
     :raises DataError: if this Python has no sources of its standard library.
     """
@@ -230,9 +231,15 @@ def write_clients(
         )
         write_manifest(target, manifest)
     held_out = {part: target / f"{part}.jsonl" for part in ("valid", "test")}
-    write_jsonl(held_out["valid"], (one._asdict() for one in examples("valid")))
-    write_jsonl(held_out["test"], (one._asdict() for one in examples("test")))
+    write_jsonl(held_out["valid"], (one._asdict() for one in _in_turn(examples("valid"))))
+    write_jsonl(held_out["test"], (one._asdict() for one in _in_turn(examples("test"))))
     return ClientFiles(files, **held_out)
+
+
+def _in_turn(rows: Sequence[Passage]) -> list[Passage]:
+    """One of each area after the other while they last, so that the first rows of a file are a fair sample."""
+    of_area = [[one for one in rows if one.label == area] for area in AREAS]
+    return [one for group in zip_longest(*of_area) for one in group if one is not None]
 
 
 def topics() -> dict[str, str]:

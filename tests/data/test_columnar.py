@@ -81,7 +81,7 @@ def test_a_damaged_file(tmp_path: Path, parquet: Any) -> None:
 
 
 def test_what_the_datasets_library_saves(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason="pip install 'fedsplit[data]'")
+    datasets = pytest.importorskip("datasets", reason="pip install datasets")
     whole = datasets.Dataset.from_list(ROWS)
     whole.save_to_disk(str(tmp_path / "one"))
     assert fields(tmp_path / "one") == ROWS
