@@ -26,6 +26,7 @@ BENCHES = (
     Verb("memory", "fedsplit.cli.bench_memory:rows", "What a client saves that leaves layers to the server."),
     Verb("growth", "fedsplit.cli.bench_growth:rows", "Memory of server and clients over many steps."),
     Verb("large", "fedsplit.cli.bench_large:rows", "Steps of a small client on a model of 1.2 billion parameters."),
+    Verb("plan", "fedsplit.cli.bench_plan:rows", "How long planning takes, and what simpler rules would give."),
 )
 
 _SIMPLE = (bool, int, float, str, Path)

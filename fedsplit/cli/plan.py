@@ -22,7 +22,8 @@ from fedsplit.errors import ConfigError, Problem
 from fedsplit.plan.card import ModelCard, card
 from fedsplit.plan.fleet import balanced
 from fedsplit.plan.question import questions
-from fedsplit.plan.solve import solve
+from fedsplit.plan.solve import answer, sealed, solve
+from fedsplit.plan.types import Plan
 
 
 def plan(
@@ -45,17 +46,15 @@ def plan(
         near = difflib.get_close_matches(explain, devices, 1)
         fix = f"did you mean {near[0]!r}?" if near else ""
         raise ConfigError([Problem("--explain", repr(explain), f"one of {', '.join(devices)}", fix)])
-    if explain:
-        # Another client that fits nothing must not keep this one's arithmetic from being shown; it shares the server.
-        sharing = max(run.rounds.clients, len(devices))
-        run = msgspec.structs.replace(run, rounds=msgspec.structs.replace(run.rounds, clients=sharing))
-        devices = {explain: devices[explain]}
-    found = solve(model, devices, run, server=host)
-    if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
-        return
     asked = balanced(questions(model, devices, run, server=host))
     if explain:
+        # Another client that fits nothing must not keep this one's arithmetic from being shown; it shares the server.
+        found = sealed(Plan(round=0, clients=(answer(explain, asked[explain]),), seed=run.run.seed))
+    else:
+        found = solve(model, devices, run, server=host)
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+    elif explain:
         print_explanation(found.clients[0], asked[explain])
     else:
         print_plan(found, asked)

@@ -57,6 +57,12 @@ def solve(
     return sealed(Plan(round=round, clients=tuple(plans), seed=run.run.seed, reasons=_notes(plans, server, bound_s)))
 
 
+def answer(name: str, question: Question) -> ClientPlan:
+    """One client's plan at its share of the server, whatever the others do. Raises as ``solve`` does."""
+    check_targets(question.card, question.run.lora.targets)
+    return _plans({name: question})[0]
+
+
 def sealed(plan: Plan) -> Plan:
     """The plan with the SHA-256 of its canonical JSON, computed with an empty digest."""
     blank = msgspec.structs.replace(plan, digest="")
