@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from fedsplit.devices.here import architecture
+from fedsplit.devices.load import save
+from fedsplit.devices.profile import DeviceProfile
+
+OWN = DeviceProfile(
+    name="test-machine",
+    arch=architecture(),
+    cores=8,
+    threads=8,
+    flops={"float32": 200e9},
+    memory_bandwidth_bps=20e9,
+    memory_bytes=2**40,
+    free_memory_bytes=2**40,
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What this machine says of itself, also in processes that tests start: nothing is measured, plans are the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSPLIT_PROFILE", str(save(OWN, tmp_path_factory.mktemp("profile") / "device.toml")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from fedsplit.errors import ConfigError, DataError, FedsplitError, Refused
 from fedsplit.events import Emit, Note, silent
 from fedsplit.lora.adapter import flatten
 from fedsplit.plan.types import ClientPlan
+from fedsplit.probe.measure import this_device
 from fedsplit.split.base import Base, open_base
 from fedsplit.state.durable import make_private
 from fedsplit.state.lock import FolderLock
@@ -35,7 +36,6 @@ from fedsplit_client.download import fetch_all
 from fedsplit_client.keys import load_keys
 from fedsplit_client.line import ServerLine
 from fedsplit_client.orderly import OrderlyEnd
-from fedsplit_client.probe import this_device
 from fedsplit_client.session import Offer, Session
 from fedsplit_client.worker import Result, Worker
 

@@ -16,6 +16,7 @@ from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import LinkError
 from fedsplit.events import Emit, silent
 from fedsplit.lora.adapter import unflatten
+from fedsplit.probe.measure import this_device
 from fedsplit.split.rows import Rows, pack, unpack
 from fedsplit.split.tensors import from_wire, to_wire
 from fedsplit.state.personal import Personal
@@ -30,7 +31,6 @@ from fedsplit_client.join import base_of, host_name
 from fedsplit_client.keys import load_keys
 from fedsplit_client.line import Interrupt, ServerLine
 from fedsplit_client.orderly import OrderlyEnd
-from fedsplit_client.probe import this_device
 from fedsplit_client.session import Offer, Session
 from fedsplit_client.worker import factors
 

@@ -34,8 +34,8 @@ def profile(
     """Measure speed, memory, disk and cores of this machine and keep the result for `join` and `plan`."""
     if ctx.invoked_subcommand is not None:
         return
-    # Measuring needs the client's package, and torch where it is installed; looking needs neither.
-    from fedsplit_client.probe import measure
+    # Measuring needs torch where it is installed; looking does not.
+    from fedsplit.probe.measure import measure
 
     with Display(mode="silent" if as_json else "auto", title="profile") as emit:
         found = measure(name, seconds=seconds, device=device, emit=emit)

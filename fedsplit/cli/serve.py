@@ -12,6 +12,7 @@ from fedsplit.cli.output import view
 from fedsplit.cli.sizes import parse_size
 from fedsplit.config.load import load
 from fedsplit.config.run import RunFile
+from fedsplit.devices.find import find
 from fedsplit.events import Emit, Finished, Note
 
 
@@ -19,6 +20,7 @@ def serve(
     run_file: Annotated[Path, typer.Argument(help="The run file; make one with: fedsplit new")],
     device: Annotated[str, typer.Option(help="Where the body runs: cpu, cuda, cuda:1.")] = "cpu",
     gpu_memory: Annotated[str, typer.Option(help="Refuse before loading when more is needed, e.g. 20GB.")] = "",
+    profile: Annotated[str, typer.Option(help="A device profile (name or file) instead of this machine's.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     keep_open: Annotated[
         bool, typer.Option("--keep-open", help="Train nothing; answer fedsplit predict until Ctrl-C.")
@@ -33,11 +35,13 @@ def serve(
 
     run = with_address(load(run_file), host, port)
     memory = parse_size(gpu_memory, "--gpu-memory") if gpu_memory else 0
+    own = find(profile) if profile else None
     with view(f"serving {run.run.name}", json) as emit:
         served = server.serve(
             run,
             device=device,
             memory_bytes=memory,
+            profile=own,
             resume=resume or keep_open,
             keep_open=keep_open,
             emit=emit,

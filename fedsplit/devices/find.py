@@ -60,15 +60,19 @@ def locate(name: str, near: Path | None = None) -> Path | None:
     return path if path.is_file() else None
 
 
-def own_path() -> Path:
-    """Where this machine's measured profile is kept; the environment variable FEDSPLIT_PROFILE moves it."""
+def own_path(device: str = "cpu") -> Path:
+    """Where this machine's measured profile is kept; the environment variable FEDSPLIT_PROFILE moves it.
+
+    ``device``: ``cpu``, or ``cuda``, ``cuda:1``, whose measurements are kept in files beside it.
+    """
     moved = os.environ.get(OWN)
-    return Path(moved).expanduser() if moved else platformdirs.user_config_path("fedsplit") / "device.toml"
+    path = Path(moved).expanduser() if moved else platformdirs.user_config_path("fedsplit") / "device.toml"
+    return path if device == "cpu" else path.with_stem(f"{path.stem}-{device.replace(':', '-')}")
 
 
-def own() -> DeviceProfile:
+def own(device: str = "cpu") -> DeviceProfile:
     """This machine's measured profile. Raises ConfigError when it was never measured."""
-    path = own_path()
+    path = own_path(device)
     if not path.is_file():
         fix = "run `fedsplit profile`, which takes a few seconds"
         raise ConfigError([Problem("device", f"no measurement at {path}", "this machine's profile", fix)])

@@ -38,7 +38,7 @@ TICK_S = 0.5
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """What a host is made of. ``invite``: what a hello must bring (hex). ``era``: above every earlier start's,
-    so that nothing from before a crash is taken for an attempt of now."""
+    so that nothing from before a crash is taken for an attempt of now. ``server``: this machine, for the planner."""
 
     run: RunFile
     base: Base
@@ -48,6 +48,7 @@ class Parts:
     invite: str = ""
     era: int = 0
     keep_open: bool = False
+    server: DeviceProfile | None = None
 
 
 class Host:
@@ -167,7 +168,7 @@ class Host:
 
 
 def _admission(parts: Parts, roster: Roster) -> Admission:
-    planning = Planning(parts.run, parts.base)
+    planning = Planning(parts.run, parts.base, parts.server)
 
     def plan(name: str, profile: DeviceProfile, data: DataSummary, topology: str) -> ClientPlan:
         chosen = planning(name, profile, data, topology)

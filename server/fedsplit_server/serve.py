@@ -13,11 +13,13 @@ import torch
 from fedsplit.config.load import dumps
 from fedsplit.config.run import RunFile
 from fedsplit.devices.here import free_memory
+from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, OutOfMemory, Problem
 from fedsplit.events import Emit, silent
 from fedsplit.lora.adapter import digest
 from fedsplit.method.record import Method, Phases
 from fedsplit.method.registry import build as build_method
+from fedsplit.probe.measure import this_device
 from fedsplit.split.base import Base, open_base
 from fedsplit.split.engine import Engine
 from fedsplit.split.loader import tensors_for
@@ -34,6 +36,9 @@ from fedsplit_server.keeper import Keeper
 from fedsplit_server.keys import load_keys
 from fedsplit_server.rehearsal import rehearse
 from fedsplit_server.validation import validation
+
+MEASURE_S = 1.0
+"""Enough for the planner, which compares devices, and short enough to wait for."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ def serve(
     *,
     device: str = "cpu",
     memory_bytes: int = 0,
+    profile: DeviceProfile | None = None,
     resume: bool = False,
     keep_open: bool = False,
     emit: Emit = silent,
@@ -65,7 +71,8 @@ def serve(
     """Host a run until it is done. ``ready`` gets the join line once the port is open.
 
     ``keep_open``: train nothing, answer ``fedsplit predict`` with the run's best adapter until interrupted.
-    ``memory_bytes`` > 0 refuses a body that is larger, before anything is loaded.
+    ``memory_bytes`` > 0 refuses a body that is larger, before anything is loaded. ``profile``: what clients' plans take
+    this machine for; None: as measured, which takes a second the first time.
 
     :raises ConfigError: the run file, the model or the folder is wrong. :raises LinkError: the port is taken.
     :raises OutOfMemory: the body does not fit. :raises Timeout: the clients did not come.
@@ -77,6 +84,8 @@ def serve(
         folder.begin(dumps(run), resume=resume)
         base = open_base(model_folder(run.model.path))
         _check_model(run, base)
+        # Before the body is loaded: plans count it into what is free now.
+        own = profile or this_device(emit=emit, seconds=MEASURE_S, device=str(device_of(device)))
         engine = engine_of(run, base, device, memory_bytes)
         keys = load_keys(folder.keys)
         gateway = stack.enter_context(
@@ -93,6 +102,7 @@ def serve(
             files=Assets(base, run.model, folder.path / "segments"),
             invite=keys.invite.hex() if run.server.curve else "",
             era=folder.next_era(),
+            server=own,
             keep_open=keep_open,
         )
         host = Host(parts, gateway, emit)

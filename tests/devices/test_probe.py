@@ -14,9 +14,9 @@ from fedsplit.devices.find import own, own_path
 from fedsplit.devices.load import dumps, loads, save
 from fedsplit.errors import ConfigError, MissingExtra
 from fedsplit.events import Event, Note, Progress
-from fedsplit_client import probe
-from fedsplit_client.probe_layer import Shape, numpy_pass
-from fedsplit_client.probe_link import measure_link
+from fedsplit.probe import measure as probe
+from fedsplit.probe.layer import Shape, numpy_pass
+from fedsplit.probe.link import measure_link
 
 UP_BPS, DOWN_BPS, LATENCY_S = 8e6, 20e6, 0.004
 

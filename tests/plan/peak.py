@@ -17,13 +17,13 @@ import torch
 
 from fedsplit.config.run import ModelSection, RunFile, TrainSection
 from fedsplit.plan.types import ClientPlan, Cut, LayerPlan, Topology
+from fedsplit.probe.layer import torch_pass
+from fedsplit.probe.measure import TINY
 from fedsplit.split.base import open_base
 from fedsplit.split.rows import Rows, pack, unpack
 from fedsplit.train.batch import Batch
 from fedsplit.train.optim import make
 from fedsplit.train.part import ClientPart
-from fedsplit_client.probe import TINY
-from fedsplit_client.probe_layer import torch_pass
 
 
 class Peak:

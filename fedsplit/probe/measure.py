@@ -24,8 +24,8 @@ from fedsplit.devices.load import foreign, save
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, MissingExtra
 from fedsplit.events import Emit, Note, Progress, silent
-from fedsplit_client.probe_layer import Pass, Shape, numpy_pass, torch_pass
-from fedsplit_client.probe_link import Exchange, measure_link, timed
+from fedsplit.probe.layer import Pass, Shape, numpy_pass, torch_pass
+from fedsplit.probe.link import Exchange, measure_link, timed
 
 RUNTIME_BYTES = {"torch": 400_000_000, "numpy": 60_000_000}
 """A client process before any weight, on x86-64 Linux: torch, transformers and peft 360–450 MB, NumPy and pyzmq 60."""
@@ -47,22 +47,31 @@ class Engine:
         return torch_pass(shape, dtype, self.device) if self.torch else numpy_pass(shape)
 
 
-def this_device(*, emit: Emit = silent, seconds: float = 5.0) -> DeviceProfile:
+def this_device(*, emit: Emit = silent, seconds: float = 5.0, device: str = "cpu") -> DeviceProfile:
     """This machine's profile as kept; measured and kept first where that was never done.
 
-    Free memory and disk are looked up now: they change, the rest does not. Raises ConfigError for a kept file that is
-    not a profile.
+    ``device``: ``cpu``, ``cuda`` or ``cuda:1``, each kept apart. Free memory and disk are looked up now: they change,
+    the rest does not. Raises ConfigError for a kept file that is not a profile.
     """
-    if not own_path().is_file():
-        emit(Note(text=f"measuring this device once; the result is kept in {own_path()}"))
-        save(measure(seconds=seconds, emit=emit), own_path())
-    kept = own()
+    path = own_path(device)
+    kept = own(device) if path.is_file() else _measured_once(path, seconds, device, emit)
     if warning := foreign(kept):
         emit(Note(text=warning, warning=True))
-    free = min(here.free_memory(), kept.memory_bytes)
+    free = min(_memory(Engine(device != "cpu", device))[1], kept.memory_bytes)
     return msgspec.structs.replace(
         kept, free_memory_bytes=max(free, kept.reserve_bytes), disk_free_bytes=here.free_disk(Path.cwd())
     )
+
+
+def _measured_once(path: Path, seconds: float, device: str, emit: Emit) -> DeviceProfile:
+    """A service may have nowhere to write: then it measures at every start, and says so."""
+    emit(Note(text=f"measuring this device once; the result is kept in {path}"))
+    found = measure(seconds=seconds, device=device, emit=emit)
+    try:
+        save(found, path)
+    except ConfigError as error:
+        emit(Note(text=f"{error}; set FEDSPLIT_PROFILE to a file that can be", warning=True))
+    return found
 
 
 def measure(
