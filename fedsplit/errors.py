@@ -120,13 +120,15 @@ class DataError(FedsplitError):
 
 
 class OutOfMemory(FedsplitError):
-    """A job does not fit in memory."""
+    """A job does not fit in memory. ``limit``: whose ``have_bytes`` they are, where it is not the machine's memory."""
 
     exit_code = 7
 
-    def __init__(self, what: str, need_bytes: int, have_bytes: int, fix: str = "") -> None:
+    def __init__(
+        self, what: str, need_bytes: int, have_bytes: int, fix: str = "", *, limit: str = "this machine has"
+    ) -> None:
         self.need_bytes, self.have_bytes = need_bytes, have_bytes
-        text = f"out of memory: {what} needs {need_bytes / 1e6:,.0f} MB, this machine has {have_bytes / 1e6:,.0f} MB"
+        text = f"out of memory: {what} needs {need_bytes / 1e6:,.0f} MB, {limit} {have_bytes / 1e6:,.0f} MB"
         super().__init__(f"{text}; {fix}" if fix else text)
 
 

@@ -31,6 +31,7 @@ from fedsplit.train.part import ClientPart
 from fedsplit.wire.ends import ClientEnd
 from fedsplit.wire.link import JoinLink
 from fedsplit.wire.messages import Bye
+from fedsplit_client import door
 from fedsplit_client.dealer import Dealer
 from fedsplit_client.download import fetch_all
 from fedsplit_client.keys import load_keys
@@ -76,11 +77,13 @@ def join(
     ``model``: a folder with the base model, when it is here already; otherwise the parts that the plan needs are
     fetched from the server. ``profile``: what this device can do; by default measured once and kept.
 
+    :raises ConfigError: the link, the name, the topology or the device; before anything is dialled.
     :raises LinkError: no server there, or it went away for longer than the run's patience.
     :raises Refused: the server, or the owner, said no. :raises DataError: the data is wrong.
     """
     link = JoinLink.parse(link) if isinstance(link, str) else link
     name = name or host_name()
+    door.check(name=name, topology=topology, device=device)
     if not Path(data).exists():
         raise DataError("no such file or folder", str(data))
     personal = Personal(state)

@@ -26,6 +26,7 @@ from fedsplit.train.step import At
 from fedsplit.train.tokenizer import load_tokenizer
 from fedsplit.wire.link import JoinLink
 from fedsplit.wire.messages import Bye, DataSummary, Finish, Forward, Hidden
+from fedsplit_client import door
 from fedsplit_client.dealer import Dealer
 from fedsplit_client.join import base_of, host_name
 from fedsplit_client.keys import load_keys
@@ -49,9 +50,11 @@ def remote_predictor(
 ) -> Iterator[Predictor]:
     """A predictor whose body is at the server (``fedsplit serve RUN.toml --resume --keep-open``).
 
+    :raises ConfigError: the link, the name, the topology or the device.
     :raises LinkError: nobody there, or the run is still training.
     """
     parsed, name = JoinLink.parse(link), name or host_name()
+    door.check(name=name, topology=topology, device=device)
     personal = Personal(state)
     keys = load_keys(personal.keys)
     with ExitStack() as stack:

@@ -59,7 +59,8 @@ def as_command(verb: Verb, rows: Callable[..., Sequence[Row]]) -> Callable[..., 
     # What typer reads instead of the wrapper's own, empty, signature.
     setattr(command, "__signature__", inspect.Signature(parameters))  # noqa: B010  # unknown to the type checker
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__doc__ = inspect.getdoc(rows) or verb.help
+    # Quoted as in every other help text: a terminal does not render the docstring's double backticks.
+    command.__doc__ = (inspect.getdoc(rows) or verb.help).replace("``", "'")
     return command
 
 

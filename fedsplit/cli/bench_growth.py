@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedsplit.cli.bench_models import model_and_task, write_rows
 from fedsplit.cli.bench_runs import Shape, client, watched, words, write_run
+from fedsplit.cli.place import Device, check_device
 from fedsplit.cli.watch import Usage
 from fedsplit.errors import ConfigError, Problem
 
@@ -26,6 +27,7 @@ def rows(
     topologies: str = "u,w",
     hidden: int = 384,
     layers: int = 6,
+    device: Device = "cpu",
 ) -> list[dict[str, object]]:
     """Memory of a server and its clients over many steps: resident at its peak, else private (watch.py).
 
@@ -36,6 +38,7 @@ def rows(
     if steps < STEPS_A_ROUND:
         problem = Problem("--steps", str(steps), f"at least {STEPS_A_ROUND}", "fewer say nothing about growth")
         raise ConfigError([problem])
+    check_device(device)
     rounds = steps // STEPS_A_ROUND
     with tempfile.TemporaryDirectory(prefix="fedsplit-") as scratch:
         folder = Path(scratch)
@@ -44,7 +47,7 @@ def rows(
         clients = [client(f"{topology}-device", topology, data=data) for topology in words(topologies)]
         shape = Shape(batch=batch, tokens=tokens, steps=STEPS_A_ROUND, rounds=rounds)
         run_file = write_run(folder, source, task, clients, shape)
-        watches = watched(run_file)
+        watches = watched(run_file, device=device)
     done = rounds * STEPS_A_ROUND
     return [_row(name or "server", watch.usage(), done) for name, watch in sorted(watches.items())]
 

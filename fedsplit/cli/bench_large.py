@@ -14,10 +14,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from fedsplit.cli.bench_models import write_rows, write_tokenizer
 from fedsplit.cli.bench_runs import Shape, client, watched, words, write_run
+from fedsplit.cli.place import Device, check_device
 from fedsplit.errors import ConfigError, InternalError, Problem
 from fedsplit.events import Event, StepDone
 from fedsplit.split.base import Base, open_base
@@ -33,16 +35,19 @@ def rows(
     steps: int = 1,
     threads: int = 1,
     dtype: str = "bfloat16",
+    device: Device = "cpu",
 ) -> list[dict[str, object]]:
     """One optimiser step of a ``u`` and of a ``w`` client of a large model: peaks of both processes, seconds, bytes.
 
     ``u`` holds the first and the last layer, ``w`` none. The batch is short because this is about memory, and both
     sides share one machine.
     """
+    check_device(device)
     with tempfile.TemporaryDirectory(prefix="fedsplit-") as scratch, _model(model, Path(scratch)) as folder:
         base = open_base(str(folder))
         shape = Shape(batch=batch, tokens=tokens, steps=steps)
-        return [_measure(base, Path(scratch), topology, shape, threads, dtype) for topology in words(topologies)]
+        measure = partial(_measure, base, Path(scratch), shape, threads, dtype, device)
+        return [measure(topology) for topology in words(topologies)]
 
 
 @contextmanager
@@ -64,7 +69,9 @@ def _model(model: str, scratch: Path) -> Iterator[Path]:
     yield folder
 
 
-def _measure(base: Base, scratch: Path, topology: str, shape: Shape, threads: int, dtype: str) -> dict[str, object]:
+def _measure(
+    base: Base, scratch: Path, shape: Shape, threads: int, dtype: str, device: str, topology: str
+) -> dict[str, object]:
     depth = base.num_layers
     cut = (0, depth) if topology == "w" else (1, depth - 1)
     done: list[StepDone] = []
@@ -76,7 +83,8 @@ def _measure(base: Base, scratch: Path, topology: str, shape: Shape, threads: in
     with tempfile.TemporaryDirectory(dir=scratch) as place:
         data = write_rows(Path(place) / "rows.jsonl", "causal-lm", shape.tokens, 2 * shape.batch)
         clients = [client("device", topology, cut, data=data, threads=threads)]
-        watches = watched(write_run(Path(place), base.folder, "causal-lm", clients, shape, dtype=dtype), heard)
+        run_file = write_run(Path(place), base.folder, "causal-lm", clients, shape, dtype=dtype)
+        watches = watched(run_file, heard, device=device)
     if any(event.loss is None or event.loss != event.loss for event in done) or not done:
         raise InternalError("no step of the large model ended with a loss: nothing was measured")
     return {

@@ -17,6 +17,7 @@ import torch
 
 from fedsplit.cli.bench_models import LABELS, model_and_task, write_rows
 from fedsplit.cli.bench_runs import Shape, client, watched, words, write_run
+from fedsplit.cli.place import Device, check_device
 from fedsplit.config.run import LoraSection, Task
 from fedsplit.split.base import open_base
 from fedsplit.split.rows import Rows
@@ -45,31 +46,33 @@ def rows(
     steps: int = 6,
     hidden: int = 384,
     layers: int = 6,
+    device: Device = "cpu",
 ) -> list[dict[str, object]]:
     """Peak resident memory of a client that holds all and of others, and what the layers they leave out take.
 
     ``below_local_bytes`` is what they save, ``body_bytes`` what they should at least save: weights, activations and
     optimiser state of the layers at the server. ``models``: names or folders; ``llama``, ``bert``: random ones.
     """
+    check_device(device)
     found: list[dict[str, object]] = []
     shape = Shape(batch=batch, tokens=tokens, steps=steps)
     for model in words(models):
         with tempfile.TemporaryDirectory(prefix="fedsplit-") as scratch:
             source, task = model_and_task(model, Path(scratch), hidden=hidden, layers=layers)
-            measured = _measure(source, task, Path(scratch), words(topologies), shape)
+            measured = _measure(source, task, Path(scratch), words(topologies), shape, device)
             found += [{"model": model, **row} for row in measured]
     return found
 
 
 def _measure(
-    source: str, task: Task, folder: Path, topologies: Sequence[str], shape: Shape
+    source: str, task: Task, folder: Path, topologies: Sequence[str], shape: Shape, device: str
 ) -> Iterator[dict[str, object]]:
     depth = open_base(source).num_layers
     cuts = {"local": (depth, depth)}
     cuts |= {topology: (0, depth) if topology == "w" else (1, depth - 1) for topology in topologies}
     data = write_rows(folder / "rows.jsonl", task, shape.tokens, 4 * shape.batch)
     clients = [client(name, name, cut, data=data) for name, cut in cuts.items()]
-    watches = watched(write_run(folder, source, task, clients, shape))
+    watches = watched(write_run(folder, source, task, clients, shape), device=device)
     peaks = {name: watches[name].usage().peak_bytes for name in cuts}
     for name, cut in cuts.items():
         body = body_bytes(source, task, cut, shape.batch, shape.tokens)

@@ -84,10 +84,10 @@ def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def watched(run_file: Path, heard: Emit = silent) -> Mapping[str, Watch]:
+def watched(run_file: Path, heard: Emit = silent, *, device: str = "cpu") -> Mapping[str, Watch]:
     """Run to the end with the memory of every process watched from the first step to the last; the server is ``""``.
 
-    ``heard`` gets the events, too.
+    ``heard`` gets the events, too. ``device``: where the server's body runs.
     """
     watches: dict[str, Watch] = {}
     with ExitStack() as stack:
@@ -102,7 +102,7 @@ def watched(run_file: Path, heard: Emit = silent) -> Mapping[str, Watch]:
             for watch in watches.values():
                 watch.mark()
 
-        run_processes(run_file, emit=emit)
+        run_processes(run_file, emit=emit, device=device)
     return watches
 
 

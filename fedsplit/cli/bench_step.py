@@ -15,11 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from fedsplit.cli.bench_models import task_of, write_model, write_rows
 from fedsplit.cli.bench_runs import PROFILE, Shape, client, words, write_run
 from fedsplit.cli.bench_turns import START_S, Turns, child_pid, on_cores, processor_seconds
+from fedsplit.cli.place import check_device
 from fedsplit.cli.simulate import Crew
 from fedsplit.errors import ConfigError, InternalError, Problem
 from fedsplit.events import silent
@@ -51,7 +54,7 @@ def rows(
     pairs: int = 20,
     warmup: int = 4,
     threads: int = 1,
-    device: str = "cpu",
+    device: Annotated[str, typer.Option(help="Where all three compute: cpu, cuda, cuda:1.")] = "cpu",
     hidden: int = 384,
     layers: int = 6,
 ) -> list[dict[str, object]]:
@@ -59,6 +62,7 @@ def rows(
 
     ``ratio`` is the median over interleaved pairs, ``processor_ratio`` compares processor time of all processes.
     """
+    check_device(device)
     found = []
     with tempfile.TemporaryDirectory(prefix="fedsplit-") as scratch, on_cores(threads):
         for family in words(families):

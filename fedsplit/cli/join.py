@@ -11,6 +11,7 @@ import typer
 from fedsplit.cli.display import AccuracyRow, accuracy_table, ask, show_plan
 from fedsplit.cli.output import view
 from fedsplit.devices.find import find
+from fedsplit.errors import ConfigError, Problem
 from fedsplit.events import Event, Finished
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def join(
     """Take part in a run. Shows what is trained, what the operator can learn and what it costs, then asks."""
     from fedsplit_client import join as client
 
+    if out is not None:
+        _check_out(out)
     with ExitStack() as stack:
         stage = Stage(stack, yes=yes, json=json)
         joined = client.join(
@@ -73,6 +76,13 @@ class Stage:
             return False
         self._emit = self._stack.enter_context(view(f"{offer.plan.client} in {offer.run.run.name}", self._json))
         return True
+
+
+def _check_out(out: Path) -> None:
+    """Now: after hours of training is too late to hear that there is no such folder."""
+    if out.is_dir() or not out.parent.is_dir():
+        found = f"{out}, a folder" if out.is_dir() else f"{out}, in a folder that is not there"
+        raise ConfigError([Problem("--out", found, "a file in a folder that exists")])
 
 
 def _finished(joined: Joined) -> Finished:

@@ -57,10 +57,12 @@ def predict(
 def _from_folder(folder: Path, model: str, device: str) -> Predictor:
     from fedsplit.errors import ConfigError
     from fedsplit.split.base import open_base
+    from fedsplit.split.placement import device_of
     from fedsplit.train.exported import model_folder, read_card, read_peft
     from fedsplit.train.predict import Predictor, local_logits
     from fedsplit.train.tokenizer import load_tokenizer
 
+    device_of(device)
     card = read_card(folder)
     base = open_base(model_folder(model or card.model))
     if base.identity != card.base:

@@ -19,6 +19,7 @@ import typer
 
 from fedsplit.cli.display import AccuracyRow, accuracy_table
 from fedsplit.cli.output import view
+from fedsplit.cli.place import Device, check_device
 from fedsplit.config.load import load
 from fedsplit.config.run import RunFile
 from fedsplit.errors import ConfigError, LinkError, Problem, Timeout
@@ -40,7 +41,7 @@ class Simulated:
 def simulate(
     run_file: Annotated[Path, typer.Argument(help="A run file with [[clients]], each with its data.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    device: Annotated[str, typer.Option(help="Where the server's body runs: cpu, cuda, cuda:1.")] = "cpu",
+    device: Device = "cpu",
     json: Annotated[bool, typer.Option("--json", help="One JSON line an event instead of the view.")] = False,
 ) -> None:
     """Start a server and all clients of a run file as real processes on this machine and show them in one view."""
@@ -63,9 +64,11 @@ def run_processes(
     """One server and one process for every ``[[clients]]``; returns when all have ended.
 
     ``profile``: what every client says of itself where the run file names no device (this machine's by default).
+    ``device``: where the server's body runs.
 
     :raises ConfigError: the run file has no clients with data. :raises LinkError: a process failed; says which and why.
     """
+    check_device(device)
     run = load(run_file)
     _check_clients(run)
     with ExitStack() as stack:

@@ -7,9 +7,9 @@ that is wrong at once. What needs the model, the data or the devices is checked 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 
+from fedsplit.config.name import NAME, RULE
 from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.config.shape import found
 from fedsplit.errors import Problem
@@ -23,9 +23,6 @@ METRICS: dict[str, tuple[str, ...]] = {
 """Which metrics can choose a checkpoint, the default first."""
 
 Rule = Callable[[RunFile], Iterator[Problem]]
-
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
-_NAME_RULE = "1 to 64 letters, digits, dots, dashes or underscores, not starting with a dot or a dash"
 
 
 def check(run: RunFile) -> list[Problem]:
@@ -86,8 +83,8 @@ def _ranges(run: RunFile) -> Iterator[Problem]:
 
 
 def _names(run: RunFile) -> Iterator[Problem]:
-    if not _NAME.fullmatch(run.run.name):
-        yield Problem("run.name", found(run.run.name), _NAME_RULE)
+    if not NAME.fullmatch(run.run.name):
+        yield Problem("run.name", found(run.run.name), RULE)
     texts = {"model.path": run.model.path, "server.host": run.server.host, "method.name": run.method.name}
     for path, value in texts.items():
         if not value.strip():
@@ -194,8 +191,8 @@ def _clients(run: RunFile) -> Iterator[Problem]:
             first = names.index(client.name)
             words = f"a name that clients[{first}] does not have"
             yield Problem(f"{path}.name", found(client.name), words, "rename one of them")
-        elif not _NAME.fullmatch(client.name):
-            yield Problem(f"{path}.name", found(client.name), _NAME_RULE)
+        elif not NAME.fullmatch(client.name):
+            yield Problem(f"{path}.name", found(client.name), RULE)
         for key in ("batch", "threads"):
             if getattr(client, key) < 0:
                 yield Problem(f"{path}.{key}", str(getattr(client, key)), "0 or more")

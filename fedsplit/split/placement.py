@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
 import psutil
 import torch
 
 from fedsplit.errors import ConfigError
 
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
+
 
 def device_of(name: str | torch.device) -> torch.device:
-    """``cpu``, ``cuda`` or ``cuda:1`` as a torch device. Raises ConfigError for what this machine does not have."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"--device: found {str(name)!r}, expected cpu, cuda or cuda:NUMBER") from None
+    """``cpu``, ``cuda`` or ``cuda:1`` as a torch device.
+
+    Raises ConfigError for what this machine does not have, and for kinds nobody has tried segments on (``mps``).
+    """
+    if not _DEVICE.fullmatch(str(name)):
+        raise ConfigError(f"--device: found {str(name)!r}, expected cpu, cuda or cuda:NUMBER")
+    device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:

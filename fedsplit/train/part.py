@@ -15,6 +15,7 @@ from fedsplit.plan.streaming import streams
 from fedsplit.plan.types import ClientPlan, Topology
 from fedsplit.split.base import Base
 from fedsplit.split.lora import read, write
+from fedsplit.split.placement import device_of
 from fedsplit.split.rows import Rows
 from fedsplit.split.segment import Dropout, Segment, build
 from fedsplit.split.spans import client_spans
@@ -30,7 +31,7 @@ class ClientPart:
 
     def __init__(self, base: Base, plan: ClientPlan, run: RunFile, device: str | torch.device = "cpu") -> None:
         self.plan, self.task, self.train = plan, run.model.task, run.train
-        self.device = torch.device(device)
+        self.device = device_of(device)
         self.split = plan.topology is not Topology.LOCAL
         self.labels_leave = plan.topology is Topology.V
         self._segments = [

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hmac
 import math
-import re
 from collections.abc import Callable
 from pathlib import PurePath
 
 import msgspec
 
 from fedsplit import assets
+from fedsplit.config.name import NAME, RULE
 from fedsplit.config.run import RunFile, ServerDataSection, ServerSection
 from fedsplit.devices.load import from_dict
 from fedsplit.devices.profile import DeviceProfile
@@ -19,7 +19,6 @@ from fedsplit.plan.types import ClientPlan, Topology
 from fedsplit.wire.messages import Asset, DataSummary, Hello, Refuse, Welcome
 from fedsplit_server.roster import Member, Roster
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SILENT_S = 10.0
 """A client unheard of for this long may be replaced by another connection under the same name and key."""
 
@@ -105,7 +104,7 @@ class Admission:
             return Refuse(
                 code="bad-name",
                 reason=f"{hello.client!r} is no client name",
-                fix="use letters, digits, '.', '_' and '-', at most 64, with --name",
+                fix=f"use {RULE}, with --name",
             )
         if hello.profile is None:
             return Refuse(code="no-profile", reason="the device sent no profile", fix="run: fedsplit profile")

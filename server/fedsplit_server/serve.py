@@ -77,6 +77,7 @@ def serve(
     :raises ConfigError: the run file, the model or the folder is wrong. :raises LinkError: the port is taken.
     :raises OutOfMemory: the body does not fit. :raises Timeout: the clients did not come.
     """
+    device_of(device)  # before a folder is made and a model read
     folder = RunDir(run_folder(run))
     method = method_of(run)
     with ExitStack() as stack:
@@ -169,4 +170,5 @@ def _refuse_too_large(run: RunFile, base: Base, span: Span, memory_bytes: int, d
         fix = f"{weights / 1e6:,.0f} MB are weights, {stash / 1e6:,.0f} MB server.stash_bytes: lower it"
     have = memory_bytes or (free_memory() if device.type == "cpu" else free_bytes(device))
     if weights + stash > have:
-        raise OutOfMemory("the body", weights + stash, have, fix)
+        limit = "--gpu-memory allows" if memory_bytes else "this machine has"
+        raise OutOfMemory("the body", weights + stash, have, fix, limit=limit)

@@ -144,7 +144,7 @@ def test_a_body_that_does_not_fit(serve: Command) -> None:
     said = serve("--gpu-memory", "1MB", server__stash_bytes=10_000_000)
     assert said.code == 7
     assert "out of memory: the body needs" in said.error
-    assert "has 1 MB" in said.error
+    assert "--gpu-memory allows 1 MB" in said.error
     assert "server.stash_bytes: lower it" in said.error
 
 

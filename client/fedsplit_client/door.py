@@ -1,0 +1,23 @@
+"""What is wrong with the flags themselves is said at once: before a server is dialled or this machine is measured."""
+
+from __future__ import annotations
+
+from fedsplit.config.name import NAME, RULE
+from fedsplit.errors import ConfigError, Problem
+from fedsplit.plan.types import Topology
+from fedsplit.split.placement import device_of
+
+
+def check(*, name: str, topology: str, device: str) -> None:
+    """``topology`` empty: as planned.
+
+    :raises ConfigError: no client name, no topology, or a device that this machine does not have; all of them at once.
+    """
+    problems = []
+    if not NAME.fullmatch(name):
+        problems.append(Problem("--name", f"{name!r}, which is no client name", RULE))
+    if topology not in ("", *Topology):
+        problems.append(Problem("--topology", repr(topology), f"one of {', '.join(Topology)}"))
+    if problems:
+        raise ConfigError(problems)
+    device_of(device)
