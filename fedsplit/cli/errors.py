@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
@@ -38,18 +38,18 @@ _SMALLER = "try a smaller batch, more micro-batches, or a plan that holds fewer 
 
 
 @contextmanager
-def reported(*, debug: bool = False, resumes: Callable[[], bool] = bool) -> Iterator[None]:
+def reported(*, debug: bool = False) -> Iterator[None]:
     """Run a verb; on an error print its message and leave with its exit code.
 
-    ``resumes`` is asked after Ctrl-C: can the interrupted verb go on from saved state?
+    After Ctrl-C it is what the verb says (``fedsplit.cli.interrupts``): only the verb knows what it had done.
 
     Raises:
         typer.Exit: with the code of the error.
     """
     try:
         yield
-    except KeyboardInterrupt:
-        _say("interrupted", _after_interrupt(resumes()))
+    except (KeyboardInterrupt, typer.Abort) as interrupt:  # Abort: Ctrl-C at a question
+        _say("interrupted", str(interrupt) or "stopped as you asked")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if _is_the_frames(error):
@@ -115,13 +115,7 @@ def _missing(error: ImportError) -> FedsplitError:
 
 def _is_the_frames(error: Exception) -> bool:
     """Usage errors and exits belong to the command-line library, which shows them itself."""
-    return isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "format_message")
-
-
-def _after_interrupt(resumes: bool) -> str:
-    if resumes:
-        return "finished rounds are saved; the same command goes on from there (serve and simulate: with --resume)"
-    return "stopped as you asked"
+    return isinstance(error, typer.Exit) or hasattr(error, "format_message")
 
 
 def _say(kind: str, text: str) -> None:

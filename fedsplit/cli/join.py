@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsplit.cli.display import AccuracyRow, accuracy_table, ask, show_plan
+from fedsplit.cli.interrupts import if_interrupted
 from fedsplit.cli.output import view
 from fedsplit.devices.find import find
 from fedsplit.errors import ConfigError, Problem
-from fedsplit.events import Event, Finished
+from fedsplit.events import Event, Finished, Measured, RoundStarted
 
 if TYPE_CHECKING:
     from fedsplit_client.join import Joined
@@ -39,6 +40,7 @@ def join(
         _check_out(out)
     with ExitStack() as stack:
         stage = Stage(stack, yes=yes, json=json)
+        stack.enter_context(if_interrupted(lambda: stage.kept))
         joined = client.join(
             link,
             data,
@@ -64,8 +66,12 @@ class Stage:
     def __init__(self, stack: ExitStack, *, yes: bool, json: bool) -> None:
         self._stack, self._yes, self._json = stack, yes, json
         self._emit = stack.enter_context(view("joining", json, live=False))
+        self.kept = "nothing was joined, and nothing of your data was sent"
+        """What is true when it is interrupted now."""
 
     def emit(self, event: Event) -> None:
+        if isinstance(event, RoundStarted | Measured):
+            self.kept = "finished rounds are saved; the same command goes on from there"
         self._emit(event)
 
     def agree(self, offer: Offer, path: str) -> bool:
@@ -74,6 +80,7 @@ class Stage:
             show_plan(offer.plan, offer.run.train)
         if not ask(f"Train on {path} with this plan?", yes=self._yes):
             return False
+        self.kept = "no round was trained here yet; what was fetched is kept, and the same command goes on from there"
         self._emit = self._stack.enter_context(view(f"{offer.plan.client} in {offer.run.run.name}", self._json))
         return True
 

@@ -21,8 +21,6 @@ class Verb(NamedTuple):
     target: str
     help: str
     panel: str = "Commands"
-    resumes: bool = False
-    """After Ctrl-C the same command goes on from the last finished round."""
 
 
 def load(verb: Verb) -> Any:

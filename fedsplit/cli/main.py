@@ -17,12 +17,11 @@ from fedsplit.cli.verbs import VERBS
 
 def make_app(verbs: Sequence[Verb]) -> typer.Typer:
     """The command for a table of verbs; whatever a verb raises ends here."""
-    resuming = {verb.name for verb in verbs if verb.resumes}
     group: Any = lazy_group(verbs)
 
     class Guarded(group):  # type: ignore[misc]  # the base is made from a table at run time
         def invoke(self, ctx: Any) -> Any:
-            with reported(debug=bool(ctx.params.get("debug")), resumes=lambda: ctx.invoked_subcommand in resuming):
+            with reported(debug=bool(ctx.params.get("debug"))):
                 return super().invoke(ctx)
 
     app = typer.Typer(

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from fedsplit.cli.interrupts import if_interrupted, kept_in
 from fedsplit.cli.output import view
 from fedsplit.cli.sizes import parse_size
 from fedsplit.config.load import load
@@ -36,7 +37,9 @@ def serve(
     run = with_address(load(run_file), host, port)
     memory = parse_size(gpu_memory, "--gpu-memory") if gpu_memory else 0
     own = find(profile) if profile else None
-    with view(f"serving {run.run.name}", json) as emit:
+    folder = server.run_folder(run)
+    said = "stopped as you asked" if keep_open else ""
+    with if_interrupted(lambda: said or kept_in(folder)), view(f"serving {run.run.name}", json) as emit:
         served = server.serve(
             run,
             device=device,

@@ -18,11 +18,13 @@ from typing import IO, Annotated
 import typer
 
 from fedsplit.cli.display import AccuracyRow, accuracy_table
+from fedsplit.cli.failures import failure
+from fedsplit.cli.interrupts import if_interrupted, kept_in
 from fedsplit.cli.output import view
 from fedsplit.cli.place import Device, check_device
 from fedsplit.config.load import load
 from fedsplit.config.run import RunFile
-from fedsplit.errors import ConfigError, LinkError, Problem, Timeout
+from fedsplit.errors import ConfigError, Problem, Timeout
 from fedsplit.events import Emit, Event, Finished, from_json, silent
 
 START_S = 120.0
@@ -46,7 +48,8 @@ def simulate(
 ) -> None:
     """Start a server and all clients of a run file as real processes on this machine and show them in one view."""
     run = load(run_file)
-    with view(f"simulating {run.run.name}", json) as emit:
+    folder = _folder(run, run_file)
+    with if_interrupted(lambda: kept_in(folder)), view(f"simulating {run.run.name}", json) as emit:
         done = run_processes(run_file, emit=emit, resume=resume, device=device)
     if not json:
         _report(done, run)
@@ -66,7 +69,8 @@ def run_processes(
     ``profile``: what every client says of itself where the run file names no device (this machine's by default).
     ``device``: where the server's body runs.
 
-    :raises ConfigError: the run file has no clients with data. :raises LinkError: a process failed; says which and why.
+    :raises ConfigError: the run file has no clients with data. :raises FedsplitError: a process failed; says which and
+        why, with that process's own exit code.
     """
     check_device(device)
     run = load(run_file)
@@ -139,7 +143,7 @@ class Crew:
             self._readers.append(reader)
 
     def wait_for_file(self, path: Path, timeout_s: float) -> str:
-        """The content of a file that a child writes. Raises Timeout, or LinkError when the child ends before."""
+        """The content of a file that a child writes. Raises Timeout, or the child's error when it ends before."""
         deadline = time.monotonic() + timeout_s
         while not path.exists():
             self._raise_if_failed()
@@ -182,9 +186,8 @@ class Crew:
     def _raise_if_failed(self) -> None:
         for name, child in self._children.items():
             if child.poll() not in (None, 0):
-                time.sleep(0.2)
-                said = self._errors.get(name, "").strip() or f"exit status {child.returncode}"
-                raise LinkError(f"{name or 'the server'} failed:\n{said}")
+                time.sleep(0.2)  # its last words are on their way
+                raise failure(f"client {name}" if name else "the server", child.returncode, self._errors.get(name, ""))
 
 
 def _check_clients(run: RunFile) -> None:

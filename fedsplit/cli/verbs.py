@@ -9,14 +9,13 @@ RUN, LOOK, USE = "Train together", "Look and prepare", "Use the result"
 VERBS = (
     Verb("demo", "fedsplit.cli.demo:demo", "Three devices and a server on this machine train a real model.", RUN),
     Verb("new", "fedsplit.cli.new:new", "Write a commented run file, after three questions or from flags.", RUN),
-    Verb("serve", "fedsplit.cli.serve:serve", "Host a run; prints the line that a device must type.", RUN, True),
-    Verb("join", "fedsplit.cli.join:join", "Take part in a run with data that stays here.", RUN, True),
+    Verb("serve", "fedsplit.cli.serve:serve", "Host a run; prints the line that a device must type.", RUN),
+    Verb("join", "fedsplit.cli.join:join", "Take part in a run with data that stays here.", RUN),
     Verb(
         "simulate",
         "fedsplit.cli.simulate:simulate",
         "Server and clients of a run file as real processes on this machine.",
         RUN,
-        True,
     ),
     Verb("profile", "fedsplit.cli.profile:app", "Measure this device once and keep the result.", LOOK),
     Verb("plan", "fedsplit.cli.plan:plan", "Who would hold and train what, what it costs, and why.", LOOK),

@@ -16,9 +16,11 @@ import typer
 
 from fedsplit import errors
 from fedsplit.cli.errors import EXTRAS, INTERRUPTED, reported, translate
+from fedsplit.cli.interrupts import kept_in
 from fedsplit.cli.lazy import Verb, load
 from fedsplit.cli.main import run
 from fedsplit.cli.verbs import VERBS
+from fedsplit.state.rundir import RunDir
 
 ROOT = Path(__file__).parents[2]
 BLOCK_TORCH = """
@@ -52,6 +54,7 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Verb, ...]:
         textwrap.dedent("""
         from typing import Annotated
         import typer
+        from fedsplit.cli.interrupts import if_interrupted
         from fedsplit.errors import ConfigError, Problem
 
         def greet(name: str, times: int = 1) -> None:
@@ -66,6 +69,13 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Verb, ...]:
 
         def stopped() -> None:
             raise KeyboardInterrupt
+
+        def kept() -> None:
+            with if_interrupted(lambda: "round 3 is saved"):
+                raise KeyboardInterrupt
+
+        def asked() -> None:
+            raise typer.Abort
 
         group = typer.Typer()
 
@@ -83,7 +93,9 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Verb, ...]:
         Verb("greet", "some_verbs:greet", "Say hello."),
         Verb("broken", "some_verbs:broken", "Fail."),
         Verb("bug", "some_verbs:bug", "Fail worse."),
-        Verb("stopped", "some_verbs:stopped", "Be interrupted.", resumes=True),
+        Verb("stopped", "some_verbs:stopped", "Be interrupted."),
+        Verb("kept", "some_verbs:kept", "Be interrupted after something was saved."),
+        Verb("asked", "some_verbs:asked", "Be interrupted at a question."),
         Verb("group", "some_verbs:group", "Two sub-verbs."),
         Verb("needs", "module_that_imports_torch_xyz:f", "Not there."),
     )
@@ -184,11 +196,28 @@ def test_a_bug_says_that_it_is_ours(verbs: tuple[Verb, ...], capsys: pytest.Capt
     assert "--debug" in shown
 
 
-def test_interrupt_says_what_is_saved(verbs: tuple[Verb, ...], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [("stopped", "stopped as you asked"), ("kept", "round 3 is saved"), ("asked", "stopped as you asked")],
+)
+def test_interrupt_says_what_is_saved(
+    verbs: tuple[Verb, ...], capsys: pytest.CaptureFixture[str], verb: str, words: str
+) -> None:
     with pytest.raises(SystemExit) as left:
-        run(["stopped"], verbs)
+        run([verb], verbs)
     assert left.value.code == INTERRUPTED
-    assert "finished rounds are saved" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"interrupted: {words}\n"
+
+
+def test_what_a_run_directory_keeps_after_ctrl_c(tmp_path: Path) -> None:
+    import numpy as np
+
+    run = RunDir(tmp_path)
+    assert "nothing was trained yet" in kept_in(tmp_path / "nowhere")
+    run.save(0, {"w": np.ones(3)}, {})
+    assert kept_in(tmp_path).startswith("the state before the first round is saved in")
+    run.save(2, {"w": np.ones(3)}, {})
+    assert kept_in(tmp_path).startswith(f"rounds up to 2 are saved in {tmp_path}; the same command with --resume")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child")

@@ -173,6 +173,18 @@ def test_a_run_that_began_and_is_not_resumed(serve: Command, tmp_path: Path) -> 
     assert "lora.rank: found 5, expected 3 as when the run began" in other.error
 
 
+def test_a_simulated_client_with_damaged_rows(fedsplit: Command, tmp_path: Path) -> None:
+    bad = tmp_path / "b.jsonl"
+    bad.write_text('{"text": "fine"}\n{"text": broken\n', "utf-8")
+    clients = {"b": f"data = {json.dumps(str(bad))}"}
+    path = tmp_path / "run.toml"
+    path.write_text(run_file(clients, run__dir=str(tmp_path / "run")), "utf-8")
+    said = fedsplit("simulate", path)
+    assert said.code == 6
+    assert "error: client b failed:" in said.error
+    assert "b.jsonl:2:" in said.error
+
+
 # ---- a device's side -----------------------------------------------------------------------------------------------
 
 
@@ -329,6 +341,27 @@ def test_a_device_without_consent_sends_nothing(stage: Stage, fedsplit: Command,
     said = fedsplit("join", stage.link(), *what)
     assert said.code in (2, 4)
     assert "--yes" in said.error or "did not agree" in said.error
+
+
+def test_ctrl_c_at_the_question(
+    stage: Stage, fedsplit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ctrl_c(*_: object, **__: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedsplit.cli.join.ask", ctrl_c)
+    what = ("--data", stage.data["a"], "--name", "d", "--state", tmp_path / "state", "--profile", stage.profile)
+    said = fedsplit("join", stage.link(), *what)
+    assert said.code == 130
+    assert "interrupted: nothing was joined, and nothing of your data was sent" in said.error
+
+
+def test_ctrl_c_before_the_first_round(stage: Stage) -> None:
+    process = stage.join("e", data=stage.data["a"])
+    process.until(Waiting)
+    process.signal(signal.SIGINT)
+    said = process.end(expected=130)
+    assert "no round was trained here yet; what was fetched is kept" in said
 
 
 def test_a_client_of_another_version(stage: Stage, tmp_path: Path) -> None:

@@ -1,0 +1,34 @@
+"""What is true after Ctrl-C: said by the verb that was interrupted, because only it knows what it had done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C; the text says what is kept and how to go on."""
+
+
+@contextmanager
+def if_interrupted(say: Callable[[], str]) -> Iterator[None]:
+    """Turn Ctrl-C into ``Interrupted`` with what ``say`` answers then."""
+    try:
+        yield
+    except (KeyboardInterrupt, typer.Abort):  # Abort: Ctrl-C at a question
+        raise Interrupted(say()) from None
+
+
+def kept_in(folder: Path) -> str:
+    """What a run directory holds: the newest round, or nothing."""
+    from fedsplit.state import checkpoints
+    from fedsplit.state.rundir import RunDir
+
+    rounds = checkpoints.rounds(RunDir(folder).checkpoints)
+    if not rounds:
+        return "nothing was trained yet; the same command starts from the beginning"
+    what = f"rounds up to {max(rounds)} are" if max(rounds) else "the state before the first round is"
+    return f"{what} saved in {folder}; the same command with --resume goes on from there"
