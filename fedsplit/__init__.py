@@ -2,9 +2,11 @@
 
 The names below are the whole public Python API; each is imported on first use, so ``import fedsplit`` needs no torch.
 
-* ``serve(run, …)`` hosts a run until it is done; ``join(link, data, …)`` takes part in one.
+* ``serve(run, …)`` hosts a run until it is done, ``join(link, data, …)`` takes part in one; they return how
+  it ended, a ``Served`` and a ``Joined``.
 * ``simulate(run_file, …)`` starts both as real processes on this machine.
 * ``make_plan(card, devices, run, …)`` decides who holds and trains what.
+* ``export(folder, out)`` writes a run's result as a plain peft adapter.
 * ``verify(…)`` compares the split model with the unsplit one, bit for bit.
 """
 
@@ -17,12 +19,13 @@ if TYPE_CHECKING:
     from fedsplit.cli.simulate import run_processes as simulate
     from fedsplit.plan.solve import solve as make_plan
     from fedsplit.split.verify import verify
-    from fedsplit_client.join import join
-    from fedsplit_server.serve import serve
+    from fedsplit.train.exported import export
+    from fedsplit_client.join import Joined, join
+    from fedsplit_server.serve import Served, serve
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["__version__", "join", "make_plan", "serve", "simulate", "verify"]
+__all__ = ["Joined", "Served", "__version__", "export", "join", "make_plan", "serve", "simulate", "verify"]
 
 # ``plan`` would be the better name, but importing the package fedsplit.plan would replace the function.
 _PUBLIC = {
@@ -30,6 +33,9 @@ _PUBLIC = {
     "join": ("fedsplit_client.join", "join"),
     "simulate": ("fedsplit.cli.simulate", "run_processes"),
     "make_plan": ("fedsplit.plan.solve", "solve"),
+    "export": ("fedsplit.train.exported", "export"),
+    "Served": ("fedsplit_server.serve", "Served"),
+    "Joined": ("fedsplit_client.join", "Joined"),
     "verify": ("fedsplit.split.verify", "verify"),
 }
 

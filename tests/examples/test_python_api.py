@@ -34,7 +34,9 @@ def calls() -> list[tuple[str, ast.Call]]:
 
 
 def test_all_public_functions_are_shown() -> None:
-    assert {name for name, _ in calls()} == set(fedsplit.__all__) - {"__version__"}
+    functions = {name for name in fedsplit.__all__ if name[0].islower()}
+    assert {name for name, _ in calls()} == functions
+    assert all(f"`fedsplit.{name}`" in TEXT for name in set(fedsplit.__all__) - functions - {"__version__"})
 
 
 @pytest.mark.parametrize(("name", "call"), calls(), ids=lambda value: value if isinstance(value, str) else "")

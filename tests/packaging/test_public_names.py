@@ -14,7 +14,7 @@ NAMES = sorted(set(fedsplit.__all__) - {"__version__"})
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_public_name_is_a_documented_function(name: str) -> None:
+def test_a_public_name_is_documented(name: str) -> None:
     pytest.importorskip("torch", reason="some public functions need torch")
     found = getattr(fedsplit, name)
     assert callable(found)
