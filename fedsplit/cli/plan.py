@@ -11,6 +11,8 @@ import msgspec
 import typer
 
 from fedsplit import assets
+from fedsplit.cli.plan_picture import picture
+from fedsplit.cli.plan_plot import check_plot, write_plot
 from fedsplit.cli.plan_table import print_explanation, print_plan
 from fedsplit.config.load import load
 from fedsplit.config.run import RunFile
@@ -34,9 +36,14 @@ def plan(
     change: Annotated[
         list[str] | None, typer.Option("--what-if", metavar="CLIENT.KEY=VALUE", help="E.g. pi.uplink=2Mbit/s.")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw time and memory: png, svg or pdf.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Plan every device of a run: topology, cut, memory, time, bytes, what the server can learn, and why."""
+    if plot is not None:
+        check_plot(plot)
     run = load(run_file)
     model = model_card(run, run_file.parent)
     devices, host = machines(run, run_file.parent, fleet, server)
@@ -52,6 +59,8 @@ def plan(
         found = sealed(Plan(round=0, clients=(answer(explain, asked[explain]),), seed=run.run.seed))
     else:
         found = solve(model, devices, run, server=host)
+    if plot is not None:
+        typer.echo(f"drawn: {write_plot(picture(found, asked), plot)}", err=True)
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
     elif explain:
