@@ -109,14 +109,14 @@ def demo(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedsplit-demo-")))
         console.rule("1  the devices", align="left")
-        profiles = _profiles(folder, console)
+        here, profiles = _profiles(folder, console)
         console.rule("2  the data, which stays where it is", align="left")
         files = write_clients(folder / "data", [part.name for part in PARTS])
         _show_data(files, console)
         console.rule("3  the plan: who holds and trains what", align="left")
         run_file = _write_run(folder, files, rounds)
         run = loads(run_file.read_text("utf-8"), str(run_file))
-        _show_plan(run, run_file, profiles, console)
+        _show_plan(run, run_file, profiles, here, console)
         console.rule("4  training together: four processes, encrypted TCP", align="left")
         done = _train(run_file, console)
         console.rule("5  what it was worth", align="left")
@@ -134,8 +134,8 @@ def demo(
         typer.echo(jsonlib.dumps(numbers | {"up_bytes": {n: e.up_bytes for n, e in sorted(done.clients.items())}}))
 
 
-def _profiles(folder: Path, console: Console) -> dict[str, DeviceProfile]:
-    """This machine as measured, with three different grants of memory; written where the processes find them."""
+def _profiles(folder: Path, console: Console) -> tuple[DeviceProfile, dict[str, DeviceProfile]]:
+    """This machine as measured, and with three different grants of memory, written where the processes find them."""
     from fedsplit.probe.measure import this_device
 
     with Display(title="measuring this machine", console=console) as emit:
@@ -148,7 +148,7 @@ def _profiles(folder: Path, console: Console) -> dict[str, DeviceProfile]:
         save(profiles[part.name], folder / f"{part.name}.toml")
         console.print(f" [bold]{part.name}[/]  is this machine with {granted / 1e6:,.0f} MB: {part.why}")
     console.print()
-    return profiles
+    return here, profiles
 
 
 def _show_data(files: ClientFiles, console: Console) -> None:
@@ -170,10 +170,12 @@ def _write_run(folder: Path, files: ClientFiles, rounds: int) -> Path:
     return path
 
 
-def _show_plan(run: RunFile, run_file: Path, profiles: dict[str, DeviceProfile], console: Console) -> None:
+def _show_plan(
+    run: RunFile, run_file: Path, profiles: dict[str, DeviceProfile], server: DeviceProfile, console: Console
+) -> None:
     card = model_card(run, run_file.parent)
-    plan = solve(card, profiles, run)
-    print_plan(plan, questions(card, profiles, run), console)
+    plan = solve(card, profiles, run, server=server)
+    print_plan(plan, questions(card, profiles, run, server=server), console)
     for client in plan.clients:
         console.print(f" [bold]{client.client}[/]  {'; '.join(client.reasons[:2])}", soft_wrap=True)
     console.print()

@@ -14,8 +14,9 @@ from fedsplit.config.load import dumps
 from fedsplit.config.run import RunFile
 from fedsplit.devices.here import free_memory
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.devices.units import size, speed
 from fedsplit.errors import ConfigError, OutOfMemory, Problem
-from fedsplit.events import Emit, silent
+from fedsplit.events import Emit, Note, silent
 from fedsplit.lora.adapter import digest
 from fedsplit.method.record import Method, Phases
 from fedsplit.method.registry import build as build_method
@@ -87,6 +88,7 @@ def serve(
         _check_model(run, base)
         # Before the body is loaded: plans count it into what is free now.
         own = profile or this_device(emit=emit, seconds=MEASURE_S, device=str(device_of(device)))
+        emit(Note(text=f"plans take this machine for {described(own)}"))
         engine = engine_of(run, base, device, memory_bytes)
         keys = load_keys(folder.keys)
         gateway = stack.enter_context(
@@ -112,6 +114,12 @@ def serve(
         host.loop()
         state, metrics = keeper.best()
         return Served(folder.path, host.course.reason, state.round, metrics, digest(state.adapter, state.head))
+
+
+def described(own: DeviceProfile) -> str:
+    """The profile in one line: whoever measured at a busy moment sees it here."""
+    when = f", measured {own.measured}" if own.measured else ""
+    return f"{own.name}: {speed(own.flops['float32'])} in float32, {size(own.free_memory_bytes)} free{when}"
 
 
 def method_of(run: RunFile) -> Method | Phases:

@@ -68,7 +68,8 @@ def test_a_machine_with_nowhere_to_keep_it_measures_and_says_so(
 
 def test_a_given_profile_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSPLIT_PROFILE", str(tmp_path / "own.toml"))
-    parts, _ = served(tmp_path / "run", monkeypatch, profile=LAPTOP)
+    parts, said = served(tmp_path / "run", monkeypatch, profile=LAPTOP)
+    assert "plans take this machine for laptop: 20 GFLOP/s in float32, 4.29 GB free" in said
     assert parts.server == LAPTOP
     assert not own_path().exists()
 
