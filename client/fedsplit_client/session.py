@@ -21,7 +21,9 @@ from fedsplit.wire.messages import Accept, Asset, Bye, DataSummary, Hello, Refus
 from fedsplit_client.line import ended
 
 ANSWER_S = 60.0
-"""The server plans and hashes files before it answers a first hello."""
+"""The server plans and hashes files before it answers a first hello, one client after the other."""
+SILENT_S = 8.0
+"""The owner hears after this long that the server is silent."""
 REPEAT_S = 10.0
 """A hello without an answer is said again after this long."""
 DAMAGED = 3
@@ -107,8 +109,11 @@ class Session:
         self.accept(now, data)
 
     def _ask(self, hello: Hello) -> Welcome:
-        begun, said, damaged = self._clock(), -REPEAT_S, 0
+        begun, said, damaged, told = self._clock(), -REPEAT_S, 0, False
         while (now := self._clock()) - begun < ANSWER_S:
+            if now - begun >= SILENT_S and not told:
+                told = True
+                self._tell_silence()
             if self._end.reconnected or now - said >= REPEAT_S:
                 self._end.reconnected = False
                 with suppress(Closed):  # ``receive`` waits for the way back, and gives up in time
@@ -136,12 +141,22 @@ class Session:
                     said = -REPEAT_S  # the answer to something from before this hello
                 case Refuse() as refuse:
                     raise refused(refuse, self._link.endpoint)
-        raise Timeout(f"{self._link.endpoint} did not answer within {ANSWER_S:.0f} s; look at the server's terminal")
+        raise self._timeout()
+
+    def _tell_silence(self) -> None:
+        text = (
+            f"{self._link.endpoint} takes the connection but has said nothing for {SILENT_S:.0f} s: it is busy, or it "
+            f"hangs; look at the server's terminal. Waiting up to {ANSWER_S:.0f} s"
+        )
+        self._emit(Note(client=self._name, text=text, warning=True))
+
+    def _timeout(self) -> Timeout:
+        return Timeout(f"{self._link.endpoint} did not answer within {ANSWER_S:.0f} s; look at the server's terminal")
 
 
 def refused(refuse: Refuse, server: str) -> LinkError | PlanError | ConfigError | RemoteProtocolError:
     """The exception of a refusal, by blame."""
-    text = f"{server} refused: {refuse.reason}" + (f"; {refuse.fix}" if refuse.fix else "")
+    text = f"{server} refused: {refuse.reason.rstrip('.')}" + (f"; {refuse.fix}" if refuse.fix else "")
     match refuse.code:
         case "no-plan":
             return PlanError(text)

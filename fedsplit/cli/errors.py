@@ -82,7 +82,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+    # torch's words on POSIX, on Windows, and those of a GPU.
+    known = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(words in text for words in known)
 
 
 def out_of_memory(error: BaseException) -> FedsplitError:

@@ -265,6 +265,7 @@ def test_a_missing_package_names_the_pip_line(package: str) -> None:
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000 bytes."),
             4,
         ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8000000 bytes."), 8),
         (RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 9 GiB"), 20),
     ],
 )

@@ -7,7 +7,9 @@ process; the server that devices talk to is a process of its own.
 from __future__ import annotations
 
 import json
+import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -221,6 +223,15 @@ def test_no_server_there(join: Command) -> None:
     assert said.seconds < 15
 
 
+def test_a_program_that_takes_connections_and_stays_silent(join: Command) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        said = join(link=f"fedsplit://127.0.0.1:{port}/?unencrypted")
+    assert said.code == 4
+    assert f"127.0.0.1:{port} accepts connections but does not answer" in said.error
+    assert said.seconds < 10
+
+
 def test_a_link_that_is_none(join: Command) -> None:
     said = join(link="fedsplit://somewhere")
     assert (said.code, "join link" in said.error) == (2, True)
@@ -293,7 +304,20 @@ def test_a_device_that_is_too_small(join: Command, tmp_path: Path) -> None:
     said = join("--profile", tmp_path / "small.toml")
     assert said.code == 3
     assert "no plan for b" in said.error
-    assert "memory" in said.error
+    assert "(binding: memory of the device)" in said.error
+    assert re.search(r"Nearest is u .+: it needs \d+ MB of 364 MB \(most of it .+: \d+ MB\)", said.error), said.error
+    assert re.search(r"The smallest change that helps: (.+, or )?free [\d.]+ MB of the device's memory", said.error), (
+        said.error
+    )
+
+
+def test_a_device_too_small_for_the_topology_it_insists_on(join: Command, tmp_path: Path) -> None:
+    small = msgspec.structs.replace(LAPTOP, free_memory_bytes=405_000_000, memory_bytes=500_000_000)
+    save(small, tmp_path / "small.toml")
+    said = join("--profile", tmp_path / "small.toml", "--topology", "local")
+    assert said.code == 3
+    assert "Nearest is local" in said.error, said.error
+    assert re.search(r"free [\d.]+ MB of the device's memory", said.error), said.error
 
 
 def test_a_topology_that_the_policy_forbids(join: Command) -> None:
