@@ -20,6 +20,10 @@ SIZES = {
     "gpt2": ("n_embd", "n_layer", "n_head", "vocab_size"),
     "vit": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
 }
+GEMMAS = ("gemma", "gemma2", "gemma3_text")
+HEAD_SIZES = {"qwen3": 128, **dict.fromkeys(GEMMAS, 256)}
+KV_HEADS = {"mistral": 8, "gemma2": 4, "gemma3_text": 4}
+"""What a config without ``head_dim`` or ``num_key_value_heads`` means, where it is not the plain rule."""
 TEXT_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
@@ -73,14 +77,17 @@ def _score(task: str, hidden: int, vocab: int, tied: bool, labels: int) -> tuple
 
 
 def _llama_like(config: Config, task: str, labels: int) -> ModelCard:
-    """Llama, Qwen2, Qwen3, Mistral, Gemma: RMSNorm, gated feed-forward, grouped key and value heads."""
+    """Llama and its relatives: RMSNorm, gated feed-forward, grouped key and value heads.
+
+    Gemma 2 and 3 normalise before and after attention and feed-forward: four norms a layer.
+    """
     family = config["model_type"]
     D, F, H = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     V = config["vocab_size"]
-    kv = int(config.get("num_key_value_heads") or (8 if family == "mistral" else H))
-    head = int(config.get("head_dim") or {"qwen3": 128, "gemma": 256}.get(family, D // H))
-    bias = bool(config.get("attention_bias", False)) and family in ("llama", "qwen3", "gemma")
-    qk_norm = family == "qwen3"
+    kv = int(config.get("num_key_value_heads") or KV_HEADS.get(family, H))
+    head = int(config.get("head_dim") or HEAD_SIZES.get(family, D // H))
+    bias = bool(config.get("attention_bias", False)) and family in ("llama", "qwen3", *GEMMAS)
+    qk_norm, norms = family in ("qwen3", "gemma3_text"), 4 if family in GEMMAS[1:] else 2
     linears = (
         Linear("self_attn.q_proj", H * head, D, "x"),
         Linear("self_attn.k_proj", kv * head, D, "x"),
@@ -90,19 +97,19 @@ def _llama_like(config: Config, task: str, labels: int) -> ModelCard:
         Linear("mlp.up_proj", F, D, "m"),
         Linear("mlp.down_proj", D, F, "f"),
     )
-    params = sum(linear.out * linear.inp for linear in linears) + 2 * D + (2 * head if qk_norm else 0)
+    params = sum(linear.out * linear.inp for linear in linears) + norms * D + (2 * head if qk_norm else 0)
     params += (H + 2 * kv) * head if bias or family == "qwen2" else 0
     params += D if bias else 0
     params += 2 * F + D if family == "llama" and config.get("mlp_bias", False) else 0
-    tied = bool(config.get("tie_word_embeddings", family == "gemma"))
+    tied = bool(config.get("tie_word_embeddings", family in GEMMAS))
     own, macs = _score(task, D, V, tied, labels)
     return ModelCard(
         family=family, task=task, num_layers=config["num_hidden_layers"], hidden=D, ffn=F, heads=H, kv_heads=kv,
         head_dim=head, vocab=V, max_tokens=int(config.get("max_position_embeddings") or 2048), tokens=0, tied=tied,
         num_labels=labels, linears=linears, default_targets=("q_proj", "v_proj"), layer_prefix="model.layers",
         layer_params=params, embedding_params=V * D, embedding_macs=0, norm_params=D, head_params=own, head_macs=macs,
-        kept=Kept(ffn=3, upcast=True, qk_norm=qk_norm), attention_dropout=float(config.get("attention_dropout") or 0),
-        stored_bits=_stored_bits(config),
+        kept=Kept(ffn=3, norms=norms, upcast=True, qk_norm=qk_norm, capped=family == "gemma2"),
+        attention_dropout=float(config.get("attention_dropout") or 0), stored_bits=_stored_bits(config),
     )  # fmt: skip
 
 
@@ -195,6 +202,8 @@ FAMILIES: dict[str, Callable[[Config, str, int], ModelCard]] = {
     "qwen3": _llama_like,
     "mistral": _llama_like,
     "gemma": _llama_like,
+    "gemma2": _llama_like,
+    "gemma3_text": _llama_like,
     "gpt2": _gpt2,
     "bert": _encoder,
     "roberta": _encoder,

@@ -30,7 +30,7 @@ class Kept(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ``ffn``: tensors of width F; ``copies``: tensors of width D that the fused attention copies out of a joint
     projection; ``norms``: normalisations of width D, which with ``upcast`` (RMSNorm) are float32 in half precision;
     ``statistics``: scalars they keep; ``qk_norm``: query and key are normalised too; ``masked``: an additive mask is
-    kept when rows are padded.
+    kept when rows are padded; ``capped``: attention scores go through tanh (Gemma 2), which no fused attention does.
     """
 
     ffn: float
@@ -40,6 +40,7 @@ class Kept(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     statistics: int = 2
     qk_norm: bool = False
     masked: bool = True
+    capped: bool = False
 
 
 class ModelCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,11 +112,14 @@ class ModelCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         width, kv = self.attention_width, self.kv_heads * self.head_dim
         total = kept.ffn * self.ffn + kept.copies * self.hidden
         total += kept.norms * (self.hidden * (wide if kept.upcast else 1) + kept.statistics / 2 * wide)
-        total += 2 * width + 2 * (width if padded else kv)
+        total += 2 * width + 2 * (width if padded or kept.capped else kv)
         if kept.qk_norm:
             total += (self.heads + self.kv_heads) * (self.head_dim + 1) * wide
         if training and self.hidden_dropout:
             total += 2 * self.hidden
+        if kept.capped:
+            explicit = 3 + wide if training and self.attention_dropout else 2 * wide
+            return total + explicit * self.heads * tokens - width
         if training and self.attention_dropout:
             return total + 3 * self.heads * tokens - width - kept.copies * self.hidden
         return total + self.heads * wide + (tokens if padded and kept.masked else 0)

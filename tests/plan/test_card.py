@@ -11,6 +11,7 @@ from families import CONFIGS, config_of, tasks_of
 
 from fedsplit.errors import ConfigError
 from fedsplit.plan.card import card, check_targets
+from fedsplit.plan.families import FAMILIES
 from fedsplit.plan.model import ModelCard, lora_params
 
 torch = pytest.importorskip("torch")
@@ -45,6 +46,12 @@ def test_counts_equal_the_real_model(name: str, task: str) -> None:
     assert len(layers) == found.num_layers
 
 
+def test_every_family_that_can_be_split_can_be_planned() -> None:
+    split = pytest.importorskip("fedsplit.split.families", reason="needs peft")
+    assert set(FAMILIES) == set(split.MODEL_TYPES)
+    assert {config_of(name)["model_type"] for name in CONFIGS} == set(FAMILIES)
+
+
 @pytest.mark.parametrize(("name", "task"), CASES)
 def test_projections_are_named_and_shaped_like_the_real_ones(name: str, task: str) -> None:
     found = card(config_of(name), task, 5 if task != "causal-lm" else 0)
@@ -58,7 +65,7 @@ def test_projections_are_named_and_shaped_like_the_real_ones(name: str, task: st
     assert {linear.path: (linear.out, linear.inp) for linear in found.linears} == shapes
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma", "gpt2", "bert", "vit"])
+@pytest.mark.parametrize("name", ["llama", "gemma", "gemma2", "gemma3_text", "gpt2", "bert", "vit"])
 @pytest.mark.parametrize("targets", [(), "all-linear"])
 def test_adapters_have_as_many_parameters_as_pefts(name: str, targets: Any) -> None:
     peft = pytest.importorskip("peft")
