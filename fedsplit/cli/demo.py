@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -28,8 +29,10 @@ from fedsplit.config.run import RunFile
 from fedsplit.data.stdlib import AREAS, ClientFiles, write_clients
 from fedsplit.devices.load import save
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.plan.fleet import balanced
 from fedsplit.plan.question import questions
 from fedsplit.plan.solve import solve
+from fedsplit.plan.types import Cut, Plan
 
 
 class Part(NamedTuple):
@@ -91,6 +94,7 @@ name = "{name}"
 topology = "{topology}"
 data = "{data}"
 device = "{device}"
+{cut}
 """
 
 
@@ -114,9 +118,11 @@ def demo(
         files = write_clients(folder / "data", [part.name for part in PARTS])
         _show_data(files, console)
         console.rule("3  the plan: who holds and trains what", align="left")
-        run_file = _write_run(folder, files, rounds)
+        run_file = _write_run(folder, files, rounds, {})
         run = loads(run_file.read_text("utf-8"), str(run_file))
-        _show_plan(run, run_file, profiles, here, console)
+        plan = _show_plan(run, run_file, profiles, here, console)
+        # What is shown is what is done: the server, which sees each client alone, finds the cuts in the run file.
+        run_file = _write_run(folder, files, rounds, {client.client: client.cut for client in plan.clients})
         console.rule("4  training together: four processes, encrypted TCP", align="left")
         done = _train(run_file, console)
         console.rule("5  what it was worth", align="left")
@@ -160,11 +166,12 @@ def _show_data(files: ClientFiles, console: Console) -> None:
     console.print()
 
 
-def _write_run(folder: Path, files: ClientFiles, rounds: int) -> Path:
+def _write_run(folder: Path, files: ClientFiles, rounds: int, cuts: Mapping[str, Cut]) -> Path:
     text = RUN.format(folder=folder.as_posix(), labels=jsonlib.dumps(list(AREAS)), rounds=rounds)
     for part in PARTS:
         data, device = files.clients[part.name].as_posix(), (folder / f"{part.name}.toml").as_posix()
-        text += CLIENT.format(name=part.name, topology=part.topology, data=data, device=device)
+        cut = f"cut = [{cuts[part.name].c1}, {cuts[part.name].c2}]" if part.name in cuts else ""
+        text += CLIENT.format(name=part.name, topology=part.topology, data=data, device=device, cut=cut)
     path = folder / "run.toml"
     path.write_text(text, "utf-8")
     return path
@@ -172,13 +179,14 @@ def _write_run(folder: Path, files: ClientFiles, rounds: int) -> Path:
 
 def _show_plan(
     run: RunFile, run_file: Path, profiles: dict[str, DeviceProfile], server: DeviceProfile, console: Console
-) -> None:
+) -> Plan:
     card = model_card(run, run_file.parent)
     plan = solve(card, profiles, run, server=server)
-    print_plan(plan, questions(card, profiles, run, server=server), console)
+    print_plan(plan, balanced(questions(card, profiles, run, server=server)), console)
     for client in plan.clients:
         console.print(f" [bold]{client.client}[/]  {'; '.join(client.reasons[:2])}", soft_wrap=True)
     console.print()
+    return plan
 
 
 def _train(run_file: Path, console: Console) -> Simulated:
