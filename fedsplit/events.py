@@ -61,6 +61,18 @@ class StepDone(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoundCost(Event):
+    """What a round cost ``client``: a step's median seconds, of them its own computing, bytes a step, peak memory."""
+
+    round: int
+    step_s: float
+    device_s: float
+    up_bytes: int = 0
+    down_bytes: int = 0
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured(Event):
     """Metrics on some data: ``phase`` is ``before``, ``round`` or ``after``."""
 

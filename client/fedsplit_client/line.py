@@ -74,6 +74,8 @@ class ServerLine:
         self._client, self._retry_s = client, retry_s
         self._open: dict[int, tuple[Message, Tensors]] = {}
         self._damaged = 0
+        self.waited_s = 0.0
+        """Seconds spent waiting for the server so far: what a step takes beyond them is this device's own work."""
 
     def send(self, message: Message, tensors: Tensors) -> None:
         """Send a step message; it is repeated until answered. What a lost connection swallows is noticed later."""
@@ -88,7 +90,9 @@ class ServerLine:
         :raises Restart: the connection was lost or the server does not know us (any more).
         :raises Timeout: the server stayed silent for longer than the patience.
         """
+        begun = time.perf_counter()
         packet = self._wait(self._patience_s)
+        self.waited_s += time.perf_counter() - begun
         message = packet.message
         if isinstance(message, Exchange):
             self._settle(message)

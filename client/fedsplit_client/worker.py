@@ -20,6 +20,7 @@ from fedsplit.train.part import ClientPart
 from fedsplit.train.step import At, Outcome, SplitStep, local_step
 from fedsplit.wire import Packet, WireTensor
 from fedsplit.wire.messages import Bye, Evaluate, Finish, Report, Start, Update
+from fedsplit_client.cost import Taken, cost_of
 from fedsplit_client.line import Interrupt, Restart, ServerLine
 
 RESTARTS = 20
@@ -65,6 +66,8 @@ class Worker:
         self._heads: dict[int, Head] = {}
         self._report: Report | None = None
         self._restarts = 0
+        self.steps: list[Taken] = []
+        """What each step of this process took, those of rounds that did not end left out."""
         self._recall()
 
     def work(self) -> Result:
@@ -106,9 +109,12 @@ class Worker:
     def _round(self, start: Start, packet: Packet) -> None:
         self._load(start.round, packet)
         self._emit(RoundStarted(client=self._name, round=start.round, rounds=self._run.train.rounds))
-        examples = 0
+        examples, steps = 0, []
         for step, batches in enumerate(self._feed.train(start.first_step, start.steps)):
-            examples += self._step(start, step, batches)
+            counted, taken = self._step(start, step, batches)
+            examples += counted
+            steps.append(taken)
+        self.steps += steps
         update = Update(
             run=self._run.run.name,
             client=self._name,
@@ -117,6 +123,7 @@ class Worker:
             base_version=start.base_version,
             examples=examples,
             steps=start.steps,
+            cost=cost_of(steps),
         )
         adapter, head = self._part.read()
         if self._own_head:
@@ -125,10 +132,11 @@ class Worker:
         self._line.tell(update, wired(adapter, head))
         self._restarts = 0
 
-    def _step(self, start: Start, step: int, batches: Sequence[Batch]) -> int:
-        """Train one step; the rows that counted (none, when both sides dropped it)."""
+    def _step(self, start: Start, step: int, batches: Sequence[Batch]) -> tuple[int, Taken]:
+        """Train one step: the rows that counted (none, when both sides dropped it), and what it took."""
         at, seed = self._at(start, step), self._run.run.seed
-        up, down, begun = self._line.end.up_bytes, self._line.end.down_bytes, time.perf_counter()
+        end = self._line.end
+        up, down, waited, begun = end.up_bytes, end.down_bytes, self._line.waited_s, time.perf_counter()
         outcome: Outcome
         if self._part.split:
             outcome = SplitStep(self._part, self._line, batches, at, seed).run()
@@ -136,6 +144,9 @@ class Worker:
             train = self._run.train
             rate = learning_rate(train, start.first_step + step, train.rounds * train.steps)
             outcome = local_step(self._part, batches, rate, at, seed)
+        seconds = time.perf_counter() - begun
+        own_s = seconds - (self._line.waited_s - waited)
+        taken = Taken(seconds=seconds, own_s=own_s, up_bytes=end.up_bytes - up, down_bytes=end.down_bytes - down)
         self._emit(
             StepDone(
                 client=self._name,
@@ -143,12 +154,12 @@ class Worker:
                 step=step,
                 steps=start.steps,
                 loss=outcome.loss,
-                seconds=time.perf_counter() - begun,
-                up_bytes=self._line.end.up_bytes - up,
-                down_bytes=self._line.end.down_bytes - down,
+                seconds=seconds,
+                up_bytes=taken.up_bytes,
+                down_bytes=taken.down_bytes,
             )
         )
-        return outcome.examples if outcome.committed else 0
+        return outcome.examples if outcome.committed else 0, taken
 
     def _at(self, start: Start, step: int) -> At:
         cut = self._part.plan.cut

@@ -19,6 +19,7 @@ VERBS = (
     ),
     Verb("profile", "fedsplit.cli.profile:app", "Measure this device once and keep the result.", LOOK),
     Verb("plan", "fedsplit.cli.plan:plan", "Who would hold and train what, what it costs, and why.", LOOK),
+    Verb("report", "fedsplit.cli.report:report", "What the plan of a run predicted against what happened.", LOOK),
     Verb("fit", "fedsplit.cli.fit:fit", "Will a model fit, where, and how fast; before any download.", LOOK),
     Verb("methods", "fedsplit.cli.methods:app", "The federated methods, with their papers.", LOOK),
     Verb("data", "fedsplit.cli.data:app", "Show how the rows of a file are read.", LOOK),

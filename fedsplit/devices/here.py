@@ -96,6 +96,18 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(place).free
 
 
+def peak_memory(status: Path = Path("/proc/self/status")) -> int:
+    """Bytes of memory that this process held at its peak; 0 where the system does not tell."""
+    for line in _text(status).splitlines():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    if platform.system() == "Darwin":
+        import resource
+
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return 0
+
+
 def on_battery() -> bool | None:
     """True on battery, False on mains, None where the system does not know."""
     state = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None

@@ -8,6 +8,10 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
+COST = "cost"
+"""Phase of the metrics in which a client says what a round cost it."""
+COSTS = ("step_s", "device_s", "up_bytes", "down_bytes", "peak_bytes")
+"""Their names: seconds of a step (median), of them its own computing; bytes a step; peak bytes of its process."""
 JSON_TUPLES = frozenset({"clients", "arrived", "late"})
 
 

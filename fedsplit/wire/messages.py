@@ -142,6 +142,17 @@ class Start(Message, tag="start", frozen=True, kw_only=True):
     adapter_version: Count
 
 
+class Cost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a round cost a client: seconds of a step (the median), of them computing here, bytes a step, peak memory."""
+
+    step_s: float
+    device_s: float
+    up_bytes: Count = 0
+    down_bytes: Count = 0
+    peak_bytes: Count = 0
+    """Of the whole process since it began; 0 where the system does not tell."""
+
+
 class Update(Message, tag="update", frozen=True, kw_only=True):
     """C→S. The client's factors after its local steps. ``examples``: rows consumed this round."""
 
@@ -150,6 +161,7 @@ class Update(Message, tag="update", frozen=True, kw_only=True):
     base_version: Count
     examples: Count
     steps: Count
+    cost: Cost | None = None
 
 
 class Received(Message, tag="received", frozen=True, kw_only=True):

@@ -10,16 +10,18 @@ server that was killed and started again takes the same course.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Protocol
 
+import msgspec
 from numpy.typing import NDArray
 
 from fedsplit import seeds
 from fedsplit.config.run import RunFile
 from fedsplit.errors import Refused, Timeout
-from fedsplit.events import Emit, Note, RoundClosed, RoundStarted
+from fedsplit.events import Emit, Note, RoundClosed, RoundCost, RoundStarted
 from fedsplit.events import Waiting as WaitingEvent
 from fedsplit.method.record import ClientUpdate, GlobalState
 from fedsplit.wire import Packet
@@ -155,8 +157,15 @@ class Course:
         else:
             split = member.held_by_server is not None
             opened.updates[member.name] = self._desk.complete(member.name, arrived, split=split)
+            self._note_cost(member.name, update)
             outs = [Out(member.name, Received(round=update.round))]
         return outs + (self._close_round(now) if not opened.missing() else [])
+
+    def _note_cost(self, name: str, update: Update) -> None:
+        """For the record only, so numbers that cannot be are left out without a word."""
+        cost = update.cost
+        if cost is not None and all(math.isfinite(value) and value >= 0 for value in (cost.step_s, cost.device_s)):
+            self._tell(RoundCost(client=name, round=update.round, **msgspec.structs.asdict(cost)))
 
     def report(self, member: Member, report: Report, now: float) -> list[Out]:
         """A client's own measurement."""
