@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedsplit.config.run import RunFile
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import Closed, LinkError, LocalProtocolError, RemoteProtocolError, Timeout
-from fedsplit.events import Emit, Event, Note
+from fedsplit.events import Emit, Event, Note, RoundClosed, RoundStarted, StepDone
 from fedsplit.plan.types import ClientPlan
 from fedsplit.split.base import Base
 from fedsplit.split.engine import Engine
@@ -29,6 +29,7 @@ from fedsplit_server.desk import Desk, Out
 from fedsplit_server.inference import Inference
 from fedsplit_server.keeper import Keeper
 from fedsplit_server.letters import Letters
+from fedsplit_server.meter import Meter
 from fedsplit_server.planning import Planning
 from fedsplit_server.roster import Roster
 
@@ -56,7 +57,7 @@ class Host:
 
     def __init__(self, parts: Parts, end: ServerEnd, emit: Emit, clock: Callable[[], float] = time.monotonic) -> None:
         self._end, self._files, self._clock, self._emit = end, parts.files, clock, emit
-        self._keeper = parts.keeper
+        self._keeper, self._meter = parts.keeper, Meter()
         self.roster = Roster()
         self._ticked = clock()
         run, engine, keeper = parts.run, parts.engine, parts.keeper
@@ -98,6 +99,7 @@ class Host:
         try:
             while not self.course.finished:
                 self.turn(TICK_S)
+            self._keeper.moved(self._keeper.state.round, self._meter.take_rest())
         except Timeout as error:
             # Only when the run is given up: after any other end the server may be started again, and is waited for.
             self._part(str(error))
@@ -121,10 +123,21 @@ class Host:
                     self._send(Out(member.name, Bye(reason=reason)))
 
     def _answer(self, incoming: Incoming, now: float) -> list[Out]:
-        message = incoming.packet.message
+        message, known = incoming.packet.message, self._sender(incoming)
+        # Before it is handled, which may close the round. A hello is somebody's only after that.
+        self._meter.came(known, message, incoming.nbytes)
         if isinstance(message, Fetch):
             return [self._chunk(incoming, message)]
-        return self._coordinator.handle(incoming.identity, incoming.public_key, incoming.packet, now)
+        outs = self._coordinator.handle(incoming.identity, incoming.public_key, incoming.packet, now)
+        if not known:
+            self._meter.came(self._sender(incoming), message, incoming.nbytes)
+        return outs
+
+    def _sender(self, incoming: Incoming) -> str:
+        """The client on this connection, or whose download it is; empty for a stranger."""
+        message = incoming.packet.message
+        member = self.roster.get(message.client) if isinstance(message, Fetch) else self.roster.at(incoming.identity)
+        return member.name if member is not None else ""
 
     def _chunk(self, incoming: Incoming, fetch: Fetch) -> Out:
         """Downloads come on a connection of their own: known by the client's key, or by its name without keys."""
@@ -157,13 +170,22 @@ class Host:
     def _send(self, out: Out) -> None:
         """To the connection that the message names, else to where the member's last hello came from."""
         if out.identity:
-            self._end.send(out.identity, out.message, out.tensors)
+            nbytes = self._end.send(out.identity, out.message, out.tensors)
+            name = out.name if isinstance(out.message, Chunk) else ""
         elif (member := self.roster.get(out.name)) is not None:
             member.session.sent(out.message)
-            self._end.send(member.identity, out.message, out.tensors)
+            nbytes, name = self._end.send(member.identity, out.message, out.tensors), out.name
+        else:
+            return
+        self._meter.went(name, out.message, nbytes)
 
     def _tell(self, event: Event) -> None:
+        if isinstance(event, StepDone):
+            moved = self._meter.take_step(event.client)
+            event = replace(event, up_bytes=moved.up, down_bytes=moved.down)
         self._keeper.record(event)
+        if isinstance(event, RoundStarted | RoundClosed):
+            self._keeper.moved(event.round, self._meter.take_rest())
         self._emit(event)
 
 

@@ -5,7 +5,7 @@ The state in memory and the newest checkpoint are always the same round, so a cr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,16 +13,16 @@ import msgspec
 from numpy.typing import NDArray
 
 from fedsplit.config.run import RunFile
-from fedsplit.events import Emit, Event, Joined, Left, Measured, Note, RoundClosed, RoundCost, RoundStarted, StepDone
+from fedsplit.events import Emit, Event, Joined, Left, Measured, Note, RoundClosed, RoundStarted, StepDone
 from fedsplit.method.record import ClientUpdate, GlobalState, Method, Phases
 from fedsplit.plan.types import ClientPlan
 from fedsplit.state.journal import Journal
-from fedsplit.state.rows import COST, COSTS
 from fedsplit.state.rundir import RunDir
 from fedsplit.train import kept
 from fedsplit.train.metrics import combine
 from fedsplit.train.round import refuse_stranger, run_round
 from fedsplit.train.selection import Selection, metric_of
+from fedsplit_server.meter import Entry
 from fedsplit_server.rounds import OpenMeasure, OpenRound
 
 Validate = Callable[[GlobalState], dict[str, float]]
@@ -130,11 +130,13 @@ class Keeper:
                     up_bytes=event.up_bytes,
                     down_bytes=event.down_bytes,
                 )
-            case RoundCost():
-                values = {name: float(getattr(event, name)) for name in COSTS}
-                journal.metric(event.round, COST, values, client=event.client)
             case Note():
                 journal.note(event.text, warning=event.warning, client=event.client)
+
+    def moved(self, round: int, entries: Iterable[Entry]) -> None:
+        """Bytes outside of finished steps, into the journal. ``round``: the one that was open, or comes next."""
+        for entry in entries:
+            self._journal.bytes(entry.client, up=entry.moved.up, down=entry.moved.down, what=entry.what, round=round)
 
     def planned(self, plan: ClientPlan) -> None:
         self._journal.plan(self.state.round, plan.client, plan)
