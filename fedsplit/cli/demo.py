@@ -46,7 +46,7 @@ class Part(NamedTuple):
 
 PARTS = (
     Part("laptop", 4_000_000_000, "local", "holds the whole model; only adapters leave it"),
-    Part("mini-pc", 1_000_000_000, "u", "keeps the embedding, first layers and the head"),
+    Part("mini-pc", 680_000_000, "u", "keeps the embedding, first layers and the head"),
     Part("pi", 510_000_000, "w", "keeps the embedding and the head only"),
 )
 
