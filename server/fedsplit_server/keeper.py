@@ -13,10 +13,11 @@ import msgspec
 from numpy.typing import NDArray
 
 from fedsplit.config.run import RunFile
-from fedsplit.events import Emit, Event, Joined, Left, Measured, Note, RoundClosed, RoundStarted, StepDone
+from fedsplit.events import Emit, Event, Joined, Left, Measured, Note, RoundClosed, RoundCost, RoundStarted, StepDone
 from fedsplit.method.record import ClientUpdate, GlobalState, Method, Phases
 from fedsplit.plan.types import ClientPlan
 from fedsplit.state.journal import Journal
+from fedsplit.state.rows import COST, COSTS
 from fedsplit.state.rundir import RunDir
 from fedsplit.train import kept
 from fedsplit.train.metrics import combine
@@ -130,6 +131,9 @@ class Keeper:
                     up_bytes=event.up_bytes,
                     down_bytes=event.down_bytes,
                 )
+            case RoundCost():
+                values = {name: float(getattr(event, name)) for name in COSTS}
+                journal.metric(event.round, COST, values, client=event.client)
             case Note():
                 journal.note(event.text, warning=event.warning, client=event.client)
 
