@@ -18,7 +18,9 @@ from tests.run.party import Party, written
 from tests.run.processes import Process, Stage
 
 CLIENTS = {"a": 'topology = "u"\ncut = [1, 3]', "b": 'topology = "w"', "c": 'topology = "local"'}
-LLAMA: dict[str, object] = {"train__rounds": 3, "train__steps": 6, "evaluate__every": 1}
+STEPS = 6
+OTHERS = {"a": 'topology = "w"', "b": 'topology = "local"', "c": 'topology = "v"'}
+LLAMA: dict[str, object] = {"train__rounds": 3, "train__steps": STEPS, "evaluate__every": 1}
 MINILM: dict[str, object] = {
     "model__path": "minilm",
     "model__task": "classification",
@@ -96,6 +98,36 @@ def test_everybody_is_interrupted_and_started_again(
     server = run.serve("--resume")
     clients = [run.join(name) for name in two]
     assert ends(server, clients) == references(text)
+
+
+def test_every_other_kind_of_client_is_killed_and_the_measurement_interrupted(
+    stage: Callable[..., Stage], references: Callable[[str], str]
+) -> None:
+    text = run_file(OTHERS, **LLAMA, data__eval_fraction=0.5)
+    run = stage(text)
+    server = run.serve()
+    clients = {name: run.join(name) for name in OTHERS}
+    again(run, clients, "a", round=0)
+    server.until(RoundClosed, round=0)
+    for process in (server, clients["c"]):
+        process.signal(signal.SIGINT)
+        assert "goes on from there" in process.end(expected=130)
+    assert not any(isinstance(event, Measured) and event.round == 1 for event in server.events), "too late"
+    server, clients["c"] = run.serve("--resume"), run.join("c")
+    again(run, clients, "b", round=1)
+    again(run, clients, "c", round=2)
+    assert ends(server, list(clients.values())) == references(text)
+
+
+def again(run: Stage, clients: dict[str, Process], name: str, round: int) -> None:
+    """Kill a client in the middle of a round and start it again."""
+    process = clients[name]
+    process.until(StepDone, round=round, step=1)
+    process.signal(signal.SIGKILL)
+    process.end(expected=-signal.SIGKILL)
+    last = max(event.step for event in process.events if isinstance(event, StepDone) and event.round == round)
+    assert last < STEPS - 1, "too late"
+    clients[name] = run.join(name)
 
 
 def ends(server: Process, clients: list[Process]) -> str:
