@@ -29,4 +29,5 @@ VERBS = (
     Verb("bench", "fedsplit.cli.bench:app", "Measure this machine: split step, wire and more.", LOOK),
     Verb("export", "fedsplit.cli.export:export", "Write a run's result as a plain peft adapter.", USE),
     Verb("predict", "fedsplit.cli.predict:predict", "Ask the fine-tuned model.", USE),
+    Verb("forget", "fedsplit.cli.forget:forget", "Delete what this device keeps of a run.", USE),
 )

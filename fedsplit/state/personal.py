@@ -13,7 +13,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import platformdirs
@@ -35,6 +35,14 @@ class RunInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     run: str
     server: str = ""
     client: str = ""
+
+
+class Kept(NamedTuple):
+    """What the device keeps of one run: which, where, and the bytes of its files."""
+
+    info: RunInfo
+    path: Path
+    size_bytes: int
 
 
 class Personal:
@@ -59,6 +67,15 @@ class Personal:
             _info(path) for path in (self.path / "runs").glob("*/info.json") if not path.parent.name.startswith(".")
         ]
         return tuple(sorted(found, key=lambda info: (info.run, info.server, info.client)))
+
+    def kept(self) -> list[Kept]:
+        """What ``forget`` would delete, of all runs, by name."""
+        found = []
+        for info in self.runs():
+            path = self.path / "runs" / folder_name(info)
+            size = sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
+            found.append(Kept(info, path, size))
+        return found
 
     def forget(self, run: str) -> int:
         """Delete everything this device keeps of ``run`` (from any server, of any client); returns how many folders.
