@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from fedsplit import assets as shipped
 from fedsplit.config.run import RunFile
+from fedsplit.devices.find import own_path
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, DataError, FedsplitError, Refused
 from fedsplit.events import Emit, Note, silent
@@ -35,6 +36,7 @@ from fedsplit_client import door
 from fedsplit_client.dealer import Dealer
 from fedsplit_client.download import fetch_all
 from fedsplit_client.keys import load_keys
+from fedsplit_client.learn import learn
 from fedsplit_client.line import ServerLine
 from fedsplit_client.orderly import OrderlyEnd
 from fedsplit_client.session import Offer, Session
@@ -71,11 +73,13 @@ def join(
     state: str | Path | None = None,
     agree: Agree = lambda offer, data: True,
     emit: Emit = silent,
+    learning: bool = False,
 ) -> Joined:
     """Take part in a run with the rows of ``data``, which stay here.
 
     ``model``: a folder with the base model, when it is here already; otherwise the parts that the plan needs are
     fetched from the server. ``profile``: what this device can do; by default measured once and kept.
+    ``learning``: correct the kept one by what this run showed (not a ``profile`` that was given, and on the CPU only).
 
     :raises ConfigError: the link, the name, the topology or the device; before anything is dialled.
     :raises LinkError: no server there, or it went away for longer than the run's patience.
@@ -88,6 +92,7 @@ def join(
         raise DataError("no such file or folder", str(data))
     personal = Personal(state)
     keys = load_keys(personal.keys)
+    learning = learning and profile is None and device == "cpu"
     profile = profile or this_device(emit=emit)
     with ExitStack() as stack:
         # Before the hello: a second process under this name would take the first one's place at the server.
@@ -116,6 +121,8 @@ def join(
             session.accept(offer, summary)
             result = worker.work()
         kept.save(result.round, flatten(result.adapter, result.head), {"base": offer.base, "reason": result.reason})
+        if learning:
+            learn(own_path(), offer, base, summary, worker.steps, emit)
         return Joined(offer, result, end.up_bytes, end.down_bytes, kept.path)
 
 

@@ -31,6 +31,9 @@ def join(
     state: Annotated[Path | None, typer.Option(help="Folder for keys and state; by default the platform's.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the final factors in this file.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree without being asked (for services).")] = False,
+    learning: Annotated[
+        bool, typer.Option("--learn/--no-learn", help="Correct this machine's kept profile by what the run showed.")
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an event instead of the view.")] = False,
 ) -> None:
     """Take part in a run. Shows what is trained, what the operator can learn and what it costs, then asks."""
@@ -52,6 +55,7 @@ def join(
             state=state,
             agree=stage.agree,
             emit=stage.emit,
+            learning=learning,
         )
         stage.emit(_finished(joined))
     if out is not None:

@@ -85,6 +85,7 @@ def run_processes(
         for section in run.clients:
             of = section.device or (str(profile) if profile else "")
             what = ["join", address, "--data", section.data, "--name", section.name, "--yes"]
+            what.append("--no-learn")  # clients that share a machine disturb each other
             what += ["--profile", of] if of else []
             what += ["--state", str(_state(run, run_file) / section.name)]
             crew.start(section.name, what, threads=section.threads or 1)

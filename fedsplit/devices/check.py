@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from fedsplit.devices.profile import DeviceProfile, Link
+from fedsplit.devices.profile import FACTOR_LEAST, FACTOR_MOST, DeviceProfile, Link
 from fedsplit.devices.units import SPEEDS, parse, units_of
 from fedsplit.errors import Problem
 
@@ -95,7 +95,14 @@ def _flops(raw: Any, problems: list[Problem]) -> dict[str, Any]:
 
 def value_problems(profile: DeviceProfile) -> list[Problem]:
     """Numbers that no machine has: negative, zero link, more reserve than memory."""
-    return [*_signs(profile), *_memory(profile)]
+    return [*_signs(profile), *_memory(profile), *_factors(profile)]
+
+
+def _factors(profile: DeviceProfile) -> Iterator[Problem]:
+    for key, value in (("time_factor", profile.time_factor), ("memory_factor", profile.memory_factor)):
+        if not FACTOR_LEAST <= value <= FACTOR_MOST:
+            expected = f"{FACTOR_LEAST:g} to {FACTOR_MOST:g}"
+            yield Problem(key, f"{value:g}", expected, "measure again with `fedsplit profile`, which starts from 1")
 
 
 def _signs(profile: DeviceProfile) -> Iterator[Problem]:

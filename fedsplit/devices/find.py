@@ -43,7 +43,7 @@ def find(name: str, near: Path | None = None) -> DeviceProfile:
         return own()
     path = locate(name, near)
     if path is not None:
-        return load(path)
+        return load(path).corrected
     known = names()
     close = difflib.get_close_matches(name.lower().replace("-", "_"), known, 3, 0.5)
     fix = f"did you mean {' or '.join(close)}?" if close else "give a path, or `here` for this machine"
@@ -71,9 +71,9 @@ def own_path(device: str = "cpu") -> Path:
 
 
 def own(device: str = "cpu") -> DeviceProfile:
-    """This machine's measured profile. Raises ConfigError when it was never measured."""
+    """This machine's measured profile, corrected by what past runs showed. Raises ConfigError if never measured."""
     path = own_path(device)
     if not path.is_file():
         fix = "run `fedsplit profile`, which takes a few seconds"
         raise ConfigError([Problem("device", f"no measurement at {path}", "this machine's profile", fix)])
-    return load(path)
+    return load(path).corrected

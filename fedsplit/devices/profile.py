@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 SAFETY = 0.9
 """Share of the free memory that a plan may fill: allocators keep holes, and other programs breathe."""
+
+
+FACTOR_LEAST, FACTOR_MOST = 0.25, 4.0
+"""A machine that is further off than this was measured wrongly, or is not the one that was measured."""
 
 
 class Link(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,6 +28,9 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     alone. ``runtime_bytes``: what a fedsplit process takes before any weight (about 400 MB with torch, 60 MB with the
     edge runtime; 0 where the memory is the accelerator's). ``layer_overhead_s``: seconds of one pass through one layer
     that do not depend on its size. ``power_w``: watts while computing.
+
+    ``time_factor``, ``memory_factor``: what past runs showed, times the computing seconds and times ``runtime_bytes``;
+    between ``FACTOR_LEAST`` and ``FACTOR_MOST`` (``fedsplit.plan.correction``). Planners take ``corrected``.
     """
 
     name: str
@@ -39,8 +47,24 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     disk_free_bytes: int = 0
     link: Link | None = None
     power_w: float | None = None
+    time_factor: float = 1.0
+    memory_factor: float = 1.0
     measured: str = ""
     source: str = ""
+
+    @property
+    def corrected(self) -> DeviceProfile:
+        """The same machine with what past runs showed written into its numbers, and factors of 1."""
+        slower = self.time_factor
+        return replace(
+            self,
+            flops={dtype: speed / slower for dtype, speed in self.flops.items()},
+            memory_bandwidth_bps=self.memory_bandwidth_bps / slower,
+            layer_overhead_s=self.layer_overhead_s * slower,
+            runtime_bytes=round(self.runtime_bytes * self.memory_factor),
+            time_factor=1.0,
+            memory_factor=1.0,
+        )
 
     @property
     def budget_bytes(self) -> int:
