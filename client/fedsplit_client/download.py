@@ -41,6 +41,16 @@ def fetch_all(end: ClientEnd, assets: Sequence[Asset], folder: Path, *, client: 
     return folder
 
 
+def missing_bytes(assets: Sequence[Asset], folder: Path) -> int:
+    """What ``fetch_all`` has to move, judged by the sizes of the files that are there."""
+    found = 0
+    for asset in assets:
+        path = folder / Path(asset.name).name
+        sizes = [one.stat().st_size for one in (path, path.with_name(path.name + ".part")) if one.exists()]
+        found += asset.nbytes - min(asset.nbytes, max(sizes, default=0))
+    return found
+
+
 def _complete(end: ClientEnd, asset: Asset, path: Path, *, client: str, run: str, emit: Emit) -> None:
     if path.exists() and path.stat().st_size == asset.nbytes and _sha256(path) == asset.sha256:
         return

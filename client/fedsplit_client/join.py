@@ -14,16 +14,14 @@ import numpy as np
 from msgspec.structs import replace
 from safetensors.numpy import save_file
 
-from fedsplit import assets as shipped
 from fedsplit.config.run import RunFile
 from fedsplit.devices.find import own_path
 from fedsplit.devices.profile import DeviceProfile
-from fedsplit.errors import ConfigError, DataError, FedsplitError, Refused
+from fedsplit.errors import DataError, FedsplitError, Refused
 from fedsplit.events import Emit, Note, silent
 from fedsplit.lora.adapter import flatten
 from fedsplit.plan.types import ClientPlan
 from fedsplit.probe.measure import this_device
-from fedsplit.split.base import Base, open_base
 from fedsplit.state.durable import make_private
 from fedsplit.state.lock import FolderLock
 from fedsplit.state.personal import Personal
@@ -33,8 +31,9 @@ from fedsplit.wire.ends import ClientEnd
 from fedsplit.wire.link import JoinLink
 from fedsplit.wire.messages import Bye
 from fedsplit_client import door
+from fedsplit_client.ahead import look_ahead
+from fedsplit_client.bases import fetched
 from fedsplit_client.dealer import Dealer
-from fedsplit_client.download import fetch_all
 from fedsplit_client.keys import load_keys
 from fedsplit_client.learn import learn
 from fedsplit_client.line import ServerLine
@@ -104,12 +103,15 @@ def join(
         kept = personal.run(offer.run.run.name, server=link.server_key.hex() or link.endpoint, client=name)
         stack.enter_context(kept.lock())
         with farewell(end, name):
-            if not agree(offer, str(data)):
+            ahead = look_ahead(offer, as_planned(offer), data, model, kept.path, name)
+            if not agree(ahead.offer, str(data)):
                 raise Refused("you did not agree; nothing of your data was sent")
             dealer.patience_s = offer.run.rounds.patience_s
-            with Dealer(link, keys) as bulk:
-                base = base_of(bulk, offer, model, kept.path, name, emit)
-            feed = Feed.open(data, as_planned(offer), base, name)
+            base = ahead.base
+            if base is None:
+                with Dealer(link, keys) as bulk:
+                    base = fetched(bulk, offer, kept.path, name, emit)
+            feed = ahead.feed or Feed.open(data, as_planned(offer), base, name)
             if not feed.dataset.report.clean:
                 emit(Note(client=name, text=str(feed.dataset.report), warning=True))
             summary = feed.dataset.summary
@@ -163,35 +165,3 @@ def as_planned(offer: Offer) -> RunFile:
 def host_name() -> str:
     """This machine's name, made fit to be a client's."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", platform.node().split(".")[0]).strip("-._")[:64] or "device"
-
-
-def base_of(bulk: Dealer, offer: Offer, model: str, folder: Path, name: str, emit: Emit) -> Base:
-    """The base model: what is here already if it is the same, else the parts that the plan needs, fetched."""
-    if model:
-        base = open_base(str(shipped.path(model)) if model in shipped.NAMES else model)
-        if base.identity != offer.base:
-            raise ConfigError(
-                f"{model} is not the base model of this run (identity {base.identity[:12]}…, the server's is "
-                f"{offer.base[:12]}…); leave --model out to fetch the right parts"
-            )
-        return base
-    here = _shipped(offer)
-    if here is not None:
-        return here
-    place = folder.parent.parent / "models" / offer.base[:16]
-    fetch_all(bulk, offer.assets, place, client=name, run=offer.run.run.name, emit=emit)
-    base = open_base(str(place))
-    if base.identity != offer.base:
-        raise DataError("what was fetched is not the server's base model; delete the folder and join again", str(place))
-    return base
-
-
-def _shipped(offer: Offer) -> Base | None:
-    """A model that ships with fedsplit need not be fetched."""
-    if offer.run.model.path not in shipped.NAMES:
-        return None
-    try:
-        base = open_base(str(shipped.path(offer.run.model.path)))
-    except FedsplitError:
-        return None
-    return base if base.identity == offer.base else None

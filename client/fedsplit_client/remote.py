@@ -27,8 +27,9 @@ from fedsplit.train.tokenizer import load_tokenizer
 from fedsplit.wire.link import JoinLink
 from fedsplit.wire.messages import Bye, DataSummary, Finish, Forward, Hidden
 from fedsplit_client import door
+from fedsplit_client.bases import base_of
 from fedsplit_client.dealer import Dealer
-from fedsplit_client.join import base_of, host_name
+from fedsplit_client.join import host_name
 from fedsplit_client.keys import load_keys
 from fedsplit_client.line import Interrupt, ServerLine
 from fedsplit_client.orderly import OrderlyEnd

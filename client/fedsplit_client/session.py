@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -14,6 +14,7 @@ from fedsplit.config.run import RunFile
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import Closed, ConfigError, LinkError, PlanError, Refused, RemoteProtocolError, Timeout
 from fedsplit.events import Emit, Note
+from fedsplit.plan.traffic import Known
 from fedsplit.plan.types import ClientPlan
 from fedsplit.wire.ends import ClientEnd
 from fedsplit.wire.link import JoinLink
@@ -32,13 +33,14 @@ DAMAGED = 3
 
 @dataclass(frozen=True)
 class Offer:
-    """What the server proposes to this device."""
+    """What the server proposes to this device. ``known``: what the device itself has found out about its part."""
 
     run: RunFile
     plan: ClientPlan
     base: str
     assets: tuple[Asset, ...]
     round: int
+    known: Known = field(default_factory=Known)
 
 
 class Session:

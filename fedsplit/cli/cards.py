@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsplit.cli import words
-from fedsplit.config.run import TrainSection
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.plan.traffic import Moved, RunTraffic
 from fedsplit.plan.types import ClientPlan, Estimate, Topology
 from fedsplit.train.selection import HIGHER_IS_BETTER, better
 
@@ -54,12 +54,12 @@ def show_profile(profile: DeviceProfile, console: Console | None = None) -> None
     _panel(console, profile.name, _pairs(rows), footer)
 
 
-def show_plan(plan: ClientPlan, train: TrainSection | None = None, console: Console | None = None) -> None:
+def show_plan(plan: ClientPlan, whole: RunTraffic | None = None, console: Console | None = None) -> None:
     """Print, before the first byte leaves, what will be trained, what the operator can learn, and what it costs.
 
-    With ``train`` the price is that of the whole run, else of one step.
+    With ``whole`` the price is that of the whole run, else of one step.
     """
-    body: list[RenderableType] = [_layers(plan), Text(), _pairs(_plan_rows(plan, train))]
+    body: list[RenderableType] = [_layers(plan), Text(), _pairs(_plan_rows(plan, whole))]
     if plan.reasons:
         body += [Text(), *(Text(f"· {reason}", style="dim") for reason in plan.reasons)]
     _panel(console, f"Plan for {plan.client}", Group(*body), plan.binding and f"limited by {plan.binding}")
@@ -118,7 +118,7 @@ def _gain(before: float | None, after: float | None) -> Text:
     return bar
 
 
-def _plan_rows(plan: ClientPlan, train: TrainSection | None) -> list[tuple[str, str]]:
+def _plan_rows(plan: ClientPlan, whole: RunTraffic | None) -> list[tuple[str, str]]:
     trained = [layer for layer in plan.layers if layer.trains]
     ranks = sorted({layer.rank for layer in trained})
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}" if ranks else "nothing"
@@ -131,19 +131,40 @@ def _plan_rows(plan: ClientPlan, train: TrainSection | None) -> list[tuple[str, 
     if plan.exposure:
         rows.append(("privacy", plan.exposure))
     if plan.estimate is not None:
-        rows += _price(plan.estimate, train)
+        rows += _price(plan.estimate, whole)
     return rows
 
 
-def _price(estimate: Estimate, train: TrainSection | None) -> list[tuple[str, str]]:
-    steps = train.rounds * train.steps if train else 1
-    per = f"{steps:,} steps" if train else "one step"
-    energy = f", {estimate.energy_j * steps / 3600:.2g} Wh" if estimate.energy_j else ""
+def _price(cost: Estimate, whole: RunTraffic | None) -> list[tuple[str, str]]:
+    steps = whole.steps if whole else 1
+    per = f"{steps:,} steps" if whole else "one step"
+    energy = f", {cost.energy_j * steps / 3600:.2g} Wh" if cost.energy_j else ""
+    traffic = _whole(whole) if whole else [("traffic", f"about {_moved(Moved(cost.up_bytes, cost.down_bytes))}")]
     return [
-        ("memory", f"{words.size(estimate.memory_bytes)}, disk {words.size(estimate.disk_bytes)}"),
-        ("traffic", f"{words.size(estimate.up_bytes * steps)} up, {words.size(estimate.down_bytes * steps)} down"),
-        ("time", f"about {words.duration(estimate.step_s * steps)} for {per}{energy}"),
+        ("memory", f"{words.size(cost.memory_bytes)}, disk {words.size(cost.disk_bytes)}"),
+        *traffic,
+        ("time", f"about {words.duration(cost.step_s * steps)} for {per}{energy}"),
     ]
+
+
+def _whole(whole: RunTraffic) -> list[tuple[str, str]]:
+    """The run's traffic and what it is made of."""
+    causes = [
+        (f"{whole.steps:,} steps", whole.training),
+        (f"{whole.measurements} measurement{'s' * (whole.measurements != 1)} on your test rows", whole.measuring),
+        ("adapters, every round", whole.factors),
+        ("base model, once", Moved(0, whole.download_bytes)),
+    ]
+    parts = [f"{_moved(moved)}: {what}" for what, moved in causes if moved != Moved()]
+    about = "about"
+    if whole.assumed_tokens:
+        about = "at most about"
+        parts.append(f"if every row fills {whole.assumed_tokens} tokens; shorter rows move less")
+    return [("traffic", f"{about} {_moved(whole.total)}"), *(("", part) for part in parts)]
+
+
+def _moved(moved: Moved) -> str:
+    return f"{words.size(moved.up_bytes)} up, {words.size(moved.down_bytes)} down"
 
 
 TOPOLOGIES = {

@@ -14,6 +14,7 @@ from fedsplit.cli.output import view
 from fedsplit.devices.find import find
 from fedsplit.errors import ConfigError, Problem
 from fedsplit.events import Event, Finished, Measured, RoundStarted
+from fedsplit.plan.traffic import run_traffic
 
 if TYPE_CHECKING:
     from fedsplit_client.join import Joined
@@ -81,7 +82,7 @@ class Stage:
     def agree(self, offer: Offer, path: str) -> bool:
         """Show what is asked of this device, then ask its owner."""
         if not self._json:
-            show_plan(offer.plan, offer.run.train)
+            show_plan(offer.plan, run_traffic(offer.plan, offer.run, offer.known))
         if not ask(f"Train on {path} with this plan?", yes=self._yes):
             return False
         self.kept = "no round was trained here yet; what was fetched is kept, and the same command goes on from there"

@@ -155,7 +155,7 @@ class Grid:
         head = ~self.is_(Topology.V)
         held = self.front.count_O + self.tail.count_O
         waiting = np.where(self.is_(Topology.LOCAL), 1, min(IN_FLIGHT, work.micro_batches))
-        trained = self.front.lora_O + self.tail.lora_O + np.where(head & work.trains_head, card.head_params, 0)
+        trained = self.front.lora_O + self.tail.lora_O + np.where(head & work.trains_head, card.head_trained, 0)
         stays = held * work.layer_bytes + card.embedding_params * work.width_bytes + work.state_bytes * trained
         stays += np.where(head, (card.head_params + card.norm_params) * work.width_bytes, 0)
         passing = waiting * kept(work, self.front) + kept(work, self.tail) + np.where(head, logits(work), 0)
@@ -165,7 +165,7 @@ class Grid:
         card, layers = work.card, work.card.num_layers
         head = self.is_(Topology.V)
         tied = card.embedding_params if card.tied else 0
-        trained = self.body.lora_O + np.where(head & work.trains_head, card.head_params, 0)
+        trained = self.body.lora_O + np.where(head & work.trains_head, card.head_trained, 0)
         weights = self.body.count_O * work.layer_bytes
         stays = weights + work.state_bytes * trained
         stays += np.where(head, (card.head_params + card.norm_params + tied) * work.width_bytes, 0)

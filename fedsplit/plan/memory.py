@@ -100,7 +100,7 @@ def server_memory(work: Work, topology: Topology, cut: Cut) -> Memory:
     heads = topology is Topology.V
     tied = card.embedding_params if card.tied else 0
     theta = work.adapter_params[layers.stop] - work.adapter_params[layers.start]
-    theta += card.head_params if heads and work.trains_head else 0
+    theta += card.head_trained if heads and work.trains_head else 0
     return Memory(
         weights=len(layers) * work.layer_bytes,
         head=(card.head_params + card.norm_params + tied) * work.width_bytes if heads else 0,
@@ -122,7 +122,7 @@ def trained_params(work: Work, topology: Topology, cut: Cut) -> int:
     """Scalars that the client trains: the factors of its layers, and the head where it has one that trains."""
     sums = work.adapter_params
     theta = sum(sums[part.stop] - sums[part.start] for part in held(topology, cut, work.card.num_layers))
-    return theta + (work.card.head_params if work.trains_head and topology is not Topology.V else 0)
+    return theta + (work.card.head_trained if work.trains_head and topology is not Topology.V else 0)
 
 
 def activations(work: Work, layers: range) -> int:
@@ -174,3 +174,10 @@ def server_total(card: ModelCard, plans: Sequence[ClientPlan], width_bytes: int)
 def adapter_bytes(work: Work, topology: Topology, cut: Cut) -> int:
     """Bytes of the factors (and the shared head) that a client sends, and gets, once a round in float32."""
     return 4 * trained_params(work, topology, cut)
+
+
+def factor_bytes(work: Work, topology: Topology, cut: Cut, *, own_head: bool) -> tuple[int, int]:
+    """(up, down) bytes of one round's factors. ``own_head``: every client keeps its own, which never goes up."""
+    down = adapter_bytes(work, topology, cut)
+    kept = 4 * work.card.head_trained if own_head and work.trains_head and topology is not Topology.V else 0
+    return down - kept, down

@@ -75,6 +75,8 @@ class ModelCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     head_params: int
     head_macs: int
     kept: Kept
+    head_frozen: int = 0
+    """Parameters of the head that never train: BERT's pooler, where the checkpoint has one."""
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
     stored_bits: int = 32
@@ -89,6 +91,11 @@ class ModelCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """All parameters, those shared by embedding and head once."""
         layers = self.num_layers * self.layer_params
         return self.embedding_params + layers + self.norm_params + self.head_params
+
+    @property
+    def head_trained(self) -> int:
+        """Parameters of the task head that train, unless ``model.head`` freezes it."""
+        return self.head_params - self.head_frozen
 
     @property
     def macs(self) -> int:
@@ -106,7 +113,8 @@ class ModelCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Counted with saved-tensor hooks on stock transformers 5.23 with sdpa on CPU: query, key, value and the
         attention's output; the inputs of norms and activation functions; a log-sum-exp a head; with padding, key and
         value repeated to all heads and one float mask. Attention dropout switches sdpa to the explicit form, which
-        keeps three T-wide tensors a head. ``half``: elements of a 16-bit model, where float32 tensors count twice.
+        keeps three T-wide tensors a head. Capped scores are always explicit: tanh and the float32 softmax, then its
+        16-bit copy or dropout's mask and product. ``half``: elements of a 16-bit model, where float32 counts twice.
         """
         kept, wide = self.kept, 2 if half else 1
         width, kv = self.attention_width, self.kv_heads * self.head_dim

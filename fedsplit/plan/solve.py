@@ -21,7 +21,7 @@ from fedsplit.plan.card import check_targets
 from fedsplit.plan.explain import binding, reasons
 from fedsplit.plan.exposure import exposure
 from fedsplit.plan.fleet import balance
-from fedsplit.plan.memory import disk_bytes, served, server_total
+from fedsplit.plan.memory import disk_bytes, factor_bytes, served, server_total
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.prices import Block, Shelf
 from fedsplit.plan.question import Question, alike, options_of, questions
@@ -110,6 +110,7 @@ class Facts:
     exposure: str
     disk_bytes: int
     traffic: tuple[int, int]
+    factors: tuple[int, int]
 
 
 def _facts(question: Question, shelf: Shelf, column: int) -> Facts:
@@ -119,6 +120,7 @@ def _facts(question: Question, shelf: Shelf, column: int) -> Facts:
         exposure=exposure(question.card, topology, cut, trains_head=work.trains_head),
         disk_bytes=disk_bytes(work, topology, cut),
         traffic=traffic(work, topology, cut),
+        factors=factor_bytes(work, topology, cut, own_head=question.run.model.head == "local"),
     )
 
 
@@ -136,6 +138,9 @@ def _plan(name: str, question: Question, shelf: Shelf, block: Block, row: int, c
         energy_j=(device.power_w or 0.0) * best.times.device,
         server_memory_bytes=here,
         server_step_s=best.times.server * question.share,
+        row_tokens=work.valid,
+        factors_up_bytes=facts.factors[0],
+        factors_down_bytes=facts.factors[1],
     )
     return ClientPlan(
         client=name, topology=best.topology, cut=best.cut, layers=facts.layers, batch=work.batch,

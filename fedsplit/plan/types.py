@@ -39,7 +39,10 @@ class LayerPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Estimate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Predicted cost on the device: peak memory, disk, one optimiser step, bytes a step up and down, joules a step."""
+    """Predicted cost on the device: peak memory, disk, one optimiser step, bytes a step up and down, joules a step.
+
+    ``row_tokens``: tokens of a row that the bytes of a step rest on; ``factors_…``: what travels once a round.
+    """
 
     memory_bytes: int
     disk_bytes: int
@@ -49,6 +52,9 @@ class Estimate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     energy_j: float = 0.0
     server_memory_bytes: int = 0
     server_step_s: float = 0.0
+    row_tokens: float = 0.0
+    factors_up_bytes: int = 0
+    factors_down_bytes: int = 0
 
 
 class ClientPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -59,6 +59,15 @@ def trains(family: Family, names: Names, name: str) -> bool:
     return is_head(names.prefix, name) or (_is_pooler(family, names.prefix, name) and name not in names.stored)
 
 
+def frozen_head(base: Base, task: Task, num_labels: int | None = None) -> int:
+    """Parameters of BERT's pooler where the checkpoint has one: the planner counts it to the head, but it stays."""
+    if task == "causal-lm":
+        return 0
+    names = base.names(task, num_labels)
+    poolers = [name for name in names.stored if _is_pooler(base.family, names.prefix, name)]
+    return sum(math.prod(names.shapes[name]) for name in poolers)
+
+
 def _is_pooler(family: Family, prefix: str, name: str) -> bool:
     return any(name.startswith(f"{prefix}.{module}.") for module in family.final if module == "pooler")
 

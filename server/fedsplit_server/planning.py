@@ -12,6 +12,7 @@ from fedsplit.plan.card import card
 from fedsplit.plan.solve import solve
 from fedsplit.plan.types import ClientPlan
 from fedsplit.split.base import Base
+from fedsplit.split.loader import frozen_head
 from fedsplit.wire.messages import DataSummary
 
 
@@ -26,7 +27,9 @@ class Planning:
     def __call__(self, name: str, profile: DeviceProfile, data: DataSummary, topology: str) -> ClientPlan:
         """:raises PlanError: nothing fits; says what binds and what would fit."""
         run = insist(self.run, name, topology)
-        model = card(self.base.config.to_dict(), run.model.task, len(run.model.labels))
+        task, labels = run.model.task, len(run.model.labels)
+        model = card(self.base.config.to_dict(), task, labels)
+        model = msgspec.structs.replace(model, head_frozen=frozen_head(self.base, task, labels or None))
         return solve(model, {name: profile}, run, server=self.server, data={name: data}).clients[0]
 
 

@@ -18,7 +18,6 @@ from rich.console import Console
 from fedsplit.cli import words
 from fedsplit.cli.board import Board
 from fedsplit.cli.display import AccuracyRow, Display, accuracy_table, ask, show_plan, show_profile
-from fedsplit.config.run import TrainSection
 from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.events import (
     Event,
@@ -32,6 +31,7 @@ from fedsplit.events import (
     StepDone,
     Waiting,
 )
+from fedsplit.plan.traffic import Moved, RunTraffic
 from fedsplit.plan.types import ClientPlan, Cut, Estimate, LayerPlan, Topology
 
 NAMES = ("desktop", "laptop", "pi")
@@ -362,11 +362,17 @@ PLAN = ClientPlan(
 
 def test_plan_says_what_it_must() -> None:
     shown = console(90)
-    show_plan(PLAN, TrainSection(rounds=16, steps=3), shown)
+    whole = RunTraffic(
+        steps=48, measurements=2, training=Moved(72_000_000, 36_000_000), measuring=Moved(3_000_000, 3_000_000),
+        factors=Moved(1_600_000, 1_900_000), download_bytes=90_000_000, assumed_tokens=128,
+    )  # fmt: skip
+    show_plan(PLAN, whole, shown)
     text = text_of(shown)
     for part in (
         "Plan for laptop", "embedding □■▓▓■■ head", "5 of 6 layers, 4 of them on this device", "rank 8",
-        "activations after 2 of 6 layers", "72.0 MB up, 36.0 MB down", "310 MB", "2:00 min for 48 steps",
+        "activations after 2 of 6 layers", "72.0 MB up, 36.0 MB down: 48 steps", "310 MB",
+        "at most about 76.6 MB up, 131 MB down", "0 B up, 90.0 MB down: base model, once",
+        "3.0 MB up, 3.0 MB down: 2 measurements", "fills 128 tokens", "2:00 min for 48 steps",
         "limited by memory", "local needs 468 MB", "labels stay here",
     ):  # fmt: skip
         assert part in text, part
