@@ -182,6 +182,9 @@ def _need_gpu(engine: Engine) -> None:
         raise MissingExtra("torch", "torch")
     import torch
 
+    from fedsplit.split.placement import device_of
+
+    device_of(engine.device)
     try:
         torch.zeros(1, device=engine.device)
     except (RuntimeError, AssertionError) as error:

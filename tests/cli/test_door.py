@@ -57,6 +57,12 @@ def test_a_bench_asked_for_a_device_that_is_not_there(fedsplit: Command) -> None
         assert (code, "run with --device cpu" in error) == (2, True), bench
 
 
+@pytest.mark.parametrize("device", [NOT_THERE, "meta", "mps"])
+def test_a_profile_of_a_device_that_is_not_there(fedsplit: Command, device: str) -> None:
+    code, error = fedsplit("profile", "--device", device)
+    assert (code, f"--device: found '{device}'" in error or f"--device: found {device}," in error) == (2, True)
+
+
 def test_a_server_asked_for_a_device_that_is_not_there(fedsplit: Command, tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('[model]\npath = "no-such-model"\n', "utf-8")

@@ -145,7 +145,7 @@ def test_no_gpu(without_torch: None) -> None:
 def test_no_gpu_with_torch() -> None:
     torch = pytest.importorskip("torch")
     missing = f"cuda:{torch.cuda.device_count() + 7}"
-    with pytest.raises(ConfigError, match=f"device {missing}"):
+    with pytest.raises(ConfigError, match=f"--device: found {missing}, this machine has"):
         probe.measure(device=missing)
 
 
