@@ -36,7 +36,8 @@ class Announcer:
             case Measured(phase="round") if self._is_news(event) and self._held is not None:
                 return self.flush(event.metrics)
             case Measured() if self._is_news(event):
-                words_of = {"before": "before training", "after": "after training"}.get(event.phase, event.phase)
+                named = {"before": "before training", "after": "after training"}
+                words_of = named.get(event.phase, f"after round {event.round}")
                 return [*self.flush(), Line(f"{words_of}  {words.measured(event.metrics)}", "good")]
             case RoundStarted() if self._held is not None and event.round > self._held.round:
                 return self.flush()

@@ -16,6 +16,9 @@ from fedsplit.config.run import RunFile
 from fedsplit.devices.find import find
 from fedsplit.events import Emit, Finished, Note
 
+JOIN = "fedsplit join"
+"""``simulate`` looks for it: its clients need no line to type."""
+
 
 def serve(
     run_file: Annotated[Path, typer.Argument(help="The run file; make one with: fedsplit new")],
@@ -48,7 +51,7 @@ def serve(
             resume=resume or keep_open,
             keep_open=keep_open,
             emit=emit,
-            ready=lambda link: _announce(link, link_file, emit),
+            ready=lambda link: _announce(link, link_file, emit, keep_open=keep_open),
         )
         emit(Finished(round=served.rounds, reason=served.reason, after=served.metrics, digest=served.digest))
     if not json:
@@ -61,9 +64,12 @@ def with_address(run: RunFile, host: str, port: int) -> RunFile:
     return msgspec.structs.replace(run, server=msgspec.structs.replace(run.server, **changes)) if changes else run
 
 
-def _announce(link: str, link_file: Path | None, emit: Emit) -> None:
+def _announce(link: str, link_file: Path | None, emit: Emit, *, keep_open: bool) -> None:
     if link_file is not None:
         aside = link_file.with_suffix(".part")
         aside.write_text(link, "utf-8")
         aside.replace(link_file)
-    emit(Note(text=f"listening; on each device type:  fedsplit join '{link}' --data my.jsonl"))
+    if keep_open:
+        emit(Note(text=f"listening; ask the model from any device:  fedsplit predict '{link}' \"text\""))
+        return
+    emit(Note(text=f"listening; on each device type:  {JOIN} '{link}' --data my.jsonl"))

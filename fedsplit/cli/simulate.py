@@ -22,10 +22,11 @@ from fedsplit.cli.failures import failure
 from fedsplit.cli.interrupts import if_interrupted, kept_in
 from fedsplit.cli.output import view
 from fedsplit.cli.place import Device, check_device
+from fedsplit.cli.serve import JOIN
 from fedsplit.config.load import load
 from fedsplit.config.run import RunFile
 from fedsplit.errors import ConfigError, Problem, Timeout
-from fedsplit.events import Emit, Event, Finished, from_json, silent
+from fedsplit.events import Emit, Event, Finished, Note, from_json, silent
 
 START_S = 120.0
 """The server has this long to load the model and open its port."""
@@ -169,12 +170,14 @@ class Crew:
                 self.finished[name] = event
             elif event is not None and self._concerns(name, event):
                 with self._lock:
-                    self._emit(event)
+                    self._emit(_by(name, event))
 
     @staticmethod
     def _concerns(name: str, event: Event) -> bool:
         """The server and a client both tell of the same steps and rounds: the client knows its loss, the server all."""
         kind = type(event).__name__
+        if isinstance(event, Note) and JOIN in event.text:
+            return False
         if name:
             return kind in ("StepDone", "Progress", "Note", "Measured")
         return kind not in ("StepDone", "Measured") or (kind == "Measured" and event.client == "")
@@ -189,6 +192,14 @@ class Crew:
             if child.poll() not in (None, 0):
                 time.sleep(0.2)  # its last words are on their way
                 raise failure(f"client {name}" if name else "the server", child.returncode, self._errors.get(name, ""))
+
+
+def _by(name: str, event: Event) -> Event:
+    """A client's note says whose it is: here many speak in one place."""
+    if not (isinstance(event, Note) and name):
+        return event
+    # In the text: a view that has heard of one device only so far leaves names out.
+    return Note(text=f"{name}: {event.text}", warning=event.warning)
 
 
 def _check_clients(run: RunFile) -> None:

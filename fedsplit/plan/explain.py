@@ -21,6 +21,9 @@ CAUSES = {
 }
 """What binds, by the largest cause of the time."""
 
+FIXED = "fixed in the run file"
+"""What binds where the run file leaves nothing to choose."""
+
 MEMORY = {
     "weights": "weights of the layers here",
     "embedding": "embedding",
@@ -56,7 +59,7 @@ class Rivals:
 def binding(rivals: Rivals, best: Option, fixed: ClientSection | None) -> str:
     """What a faster step would need: memory when a faster candidate did not fit, else the largest share of the time."""
     if fixed and fixed.topology and (fixed.cut is not None or fixed.topology in ("local", "w")):
-        return "fixed in the run file"
+        return FIXED
     return rivals.short_of or CAUSES[best.times.largest()[0]]
 
 

@@ -9,6 +9,7 @@ import msgspec
 from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.plan.card import card
+from fedsplit.plan.explain import FIXED
 from fedsplit.plan.solve import solve
 from fedsplit.plan.types import ClientPlan
 from fedsplit.split.base import Base
@@ -30,7 +31,10 @@ class Planning:
         task, labels = run.model.task, len(run.model.labels)
         model = card(self.base.config.to_dict(), task, labels)
         model = msgspec.structs.replace(model, head_frozen=frozen_head(self.base, task, labels or None))
-        return solve(model, {name: profile}, run, server=self.server, data={name: data}).clients[0]
+        plan = solve(model, {name: profile}, run, server=self.server, data={name: data}).clients[0]
+        theirs = run.clients != insist(self.run, name, "").clients
+        insisted = theirs and plan.binding == FIXED
+        return msgspec.structs.replace(plan, binding="the topology that this device asked for") if insisted else plan
 
 
 def insist(run: RunFile, name: str, topology: str) -> RunFile:

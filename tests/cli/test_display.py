@@ -18,6 +18,8 @@ from rich.console import Console
 from fedsplit.cli import words
 from fedsplit.cli.board import Board
 from fedsplit.cli.display import AccuracyRow, Display, accuracy_table, ask, show_plan, show_profile
+from fedsplit.cli.serve import JOIN, _announce
+from fedsplit.cli.simulate import Crew, _by
 from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.events import (
     Event,
@@ -173,7 +175,7 @@ def test_a_round_line_does_not_wait_for_ever() -> None:
     display.tick()
     assert text_of(shown) == "round 1/2  1.0 s\n"
     display.emit(Measured(round=0, phase="round", metrics={"accuracy": 0.5}))
-    assert text_of(shown).splitlines()[1:] == ["round  accuracy 0.500"]
+    assert text_of(shown).splitlines()[1:] == ["after round 0  accuracy 0.500"]
 
 
 def test_silent() -> None:
@@ -339,6 +341,32 @@ def on_terminal(
         status = child.wait(30)
     os.close(ours)
     return status, output
+
+
+def test_a_measurement_after_its_rounds_line_says_which_round() -> None:
+    shown = console()
+    with Display(console=shown, clock=Clock()) as emit:
+        emit(RoundStarted(round=2, rounds=3, clients=("pi",)))
+        emit(RoundClosed(round=2, arrived=("pi",), late=(), seconds=1.0, committed=True))
+        emit(Note(text="something else"))
+        emit(Measured(round=3, phase="round", metrics={"accuracy": 0.5}))
+    assert "after round 3  accuracy 0.500" in text_of(shown)
+
+
+def test_simulated_clients_are_named_and_need_no_line_to_type() -> None:
+    note = _by("pi", Note(client="pi", text="3 rows were cut", warning=True))
+    assert note == Note(text="pi: 3 rows were cut", warning=True)
+    assert not Crew._concerns("", Note(text=f"listening; type: {JOIN} 'fedsplit://x' --data my.jsonl"))
+    assert Crew._concerns("", Note(text="something else"))
+
+
+def test_a_server_that_is_kept_open_says_how_to_ask_it(tmp_path: Path) -> None:
+    told: list[Event] = []
+    for keep_open in (False, True):
+        _announce("fedsplit://x", tmp_path / "link", told.append, keep_open=keep_open)
+    texts = [event.text for event in told if isinstance(event, Note)]
+    assert "fedsplit join 'fedsplit://x'" in texts[0]
+    assert "fedsplit predict 'fedsplit://x' \"text\"" in texts[1]
 
 
 # ---- cards ---------------------------------------------------------------------------------------------------------
