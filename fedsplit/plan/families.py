@@ -84,7 +84,7 @@ def _llama_like(config: Config, task: str, labels: int) -> ModelCard:
     family = config["model_type"]
     D, F, H = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     V = config["vocab_size"]
-    kv = int(config.get("num_key_value_heads") or KV_HEADS.get(family, H))
+    kv = int(config.get("num_key_value_heads") or KV_HEADS.get(family) or H)
     head = int(config.get("head_dim") or HEAD_SIZES.get(family, D // H))
     bias = bool(config.get("attention_bias", False)) and family in ("llama", "qwen3", *GEMMAS)
     qk_norm, norms = family in ("qwen3", "gemma3_text"), 4 if family in GEMMAS[1:] else 2
