@@ -84,6 +84,8 @@ class Desk:
         self._gate: Gate = Free()
         self._tokens: dict[str, int] = {}
         self._last: dict[str, Exchange] = {}
+        self._sizes: dict[tuple[str, int, int], int] = {}
+        """Tokens of a forward, by client, step and micro-batch: its gradient has as many."""
         self._opened: Opened | None = None
 
     def open(self, opened: Opened, adapter: Adapter, head: Head, seats: Mapping[str, Seat]) -> None:
@@ -104,12 +106,13 @@ class Desk:
         for name in list(self._seats):
             self._engine.forget(name)
         self._seats, self._parked, self._tokens, self._last, self._opened = {}, [], {}, {}, None
+        self._sizes = {}
 
     def leave(self, name: str) -> list[Out]:
         """A client is gone: free its graphs, drop its open step, let the others go on."""
         if name not in self._seats:
             return []
-        self._engine.forget(name)
+        self._forget(name)
         self._parked = [item for item in self._parked if item.name != name]
         # A copy taken in turn holds the gradients of whoever has the turn, which need not be this client.
         if self._tokens.pop(name, None) is not None:
@@ -126,6 +129,8 @@ class Desk:
         assert isinstance(message, Exchange)
         self._check(name, packet)
         self._last[name] = message
+        if isinstance(message, Forward):
+            self._sizes[name, message.step, message.micro] = sum(message.lengths)
         self._parked.append(Parked(name, packet))
         return self._drain()
 
@@ -184,6 +189,17 @@ class Desk:
             names = "round, era, base version, adapter version, cut"
             raise RemoteProtocolError(f"{name} is at ({names}) = {found}, the server at {wanted}; join again")
         check_content(message, packet.tensors, self._run.model, self._engine.segment.base, labels_here=seat.labels_here)
+        tokens = self._sizes.get((name, message.step, message.micro))
+        # A forward that is not known answers Missing, as one whose graph was dropped.
+        if isinstance(message, Backward) and tokens is not None and packet.tensors["g"].shape[0] != tokens:
+            raise RemoteProtocolError(
+                f"tensor 'g': found {packet.tensors['g'].shape[0]} tokens, expected {tokens} as in its forward"
+            )
+
+    def _forget(self, name: str) -> None:
+        """Nothing of a client's open step is kept."""
+        self._engine.forget(name)
+        self._sizes = {place: tokens for place, tokens in self._sizes.items() if place[0] != name}
 
     def _drain(self) -> list[Out]:
         outs: list[Out] = []
@@ -276,7 +292,7 @@ class Desk:
         self._gate.closed(names)
         for name in names:
             self._tokens.pop(name, None)
-            self._engine.forget(name)
+            self._forget(name)
             if step + 1 >= self._opened.steps:
                 self._gate.leave(name)
 
@@ -296,7 +312,7 @@ class Desk:
         self._gate.closed(names)
         self._tokens = {}
         for name in names:
-            self._engine.forget(name)
+            self._forget(name)
         return [Out(name, Abort(**where(self._last[name]), reason=reason)) for name in names]
 
 
