@@ -41,13 +41,14 @@ class Part(NamedTuple):
     name: str
     memory_bytes: int
     topology: str
+    cut: Cut | None
     why: str
 
 
 PARTS = (
-    Part("laptop", 4_000_000_000, "local", "holds the whole model; only adapters leave it"),
-    Part("mini-pc", 680_000_000, "u", "keeps the embedding, first layers and the head"),
-    Part("pi", 510_000_000, "w", "keeps the embedding and the head only"),
+    Part("laptop", 4_000_000_000, "local", None, "holds the whole model; only adapters leave it"),
+    Part("mini-pc", 1_000_000_000, "u", Cut(2, 6), "keeps the embedding, the first two layers and the head"),
+    Part("pi", 600_000_000, "w", None, "keeps the embedding and the head only"),
 )
 
 RUN = """
@@ -170,8 +171,9 @@ def _write_run(folder: Path, files: ClientFiles, rounds: int, cuts: Mapping[str,
     text = RUN.format(folder=folder.as_posix(), labels=jsonlib.dumps(list(AREAS)), rounds=rounds)
     for part in PARTS:
         data, device = files.clients[part.name].as_posix(), (folder / f"{part.name}.toml").as_posix()
-        cut = f"cut = [{cuts[part.name].c1}, {cuts[part.name].c2}]" if part.name in cuts else ""
-        text += CLIENT.format(name=part.name, topology=part.topology, data=data, device=device, cut=cut)
+        cut = cuts.get(part.name, part.cut)
+        line = f"cut = [{cut.c1}, {cut.c2}]" if cut else ""
+        text += CLIENT.format(name=part.name, topology=part.topology, data=data, device=device, cut=line)
     path = folder / "run.toml"
     path.write_text(text, "utf-8")
     return path
