@@ -22,7 +22,7 @@ SAID_BY_CLIENTS = {
     "fetch": {"asset", "offset", "size"},
     "alive": set(),
     "bye": {"reason"},
-    "update": {"round", "era", "base_version", "examples", "steps"},
+    "update": {"round", "era", "base_version", "examples", "steps", "cost"},
     "report": {"round", "phase", "metrics", "examples"},
     "forward": {"lengths", "starts", "width", "label_tokens", "micros", "train"},
     "backward": set(),
