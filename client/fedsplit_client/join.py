@@ -22,14 +22,16 @@ from fedsplit.events import Emit, Note, silent
 from fedsplit.lora.adapter import flatten
 from fedsplit.plan.types import ClientPlan
 from fedsplit.probe.measure import this_device
+from fedsplit.split.base import Base
 from fedsplit.state.durable import make_private
 from fedsplit.state.lock import FolderLock
 from fedsplit.state.personal import Personal
 from fedsplit.train.feed import Feed
 from fedsplit.train.part import ClientPart
 from fedsplit.wire.ends import ClientEnd
+from fedsplit.wire.keyfile import KeyPair
 from fedsplit.wire.link import JoinLink
-from fedsplit.wire.messages import Bye
+from fedsplit.wire.messages import Bye, DataSummary
 from fedsplit_client import door
 from fedsplit_client.ahead import look_ahead
 from fedsplit_client.bases import fetched
@@ -107,16 +109,9 @@ def join(
             if not agree(ahead.offer, str(data)):
                 raise Refused("you did not agree; nothing of your data was sent")
             dealer.patience_s = offer.run.rounds.patience_s
-            base = ahead.base
-            if base is None:
-                with Dealer(link, keys) as bulk:
-                    base = fetched(bulk, offer, kept.path, name, emit)
+            base = ahead.base or _downloaded(link, keys, offer, kept.path, name, emit)
             feed = ahead.feed or Feed.open(data, as_planned(offer), base, name)
-            if not feed.dataset.report.clean:
-                emit(Note(client=name, text=str(feed.dataset.report), warning=True))
-            summary = feed.dataset.summary
-            if not summary.train_examples:
-                raise DataError("found no row to train on; add rows, or lower data.eval_fraction", str(data))
+            summary = _examined(feed, data, name, emit)
             part = ClientPart(base, offer.plan, offer.run, device)
             line = ServerLine(end, server=link.endpoint, patience_s=offer.run.rounds.patience_s, emit=emit, client=name)
             worker = Worker(name, offer.run, part, feed, line, lambda: session.again(offer, summary), emit, kept)
@@ -126,6 +121,22 @@ def join(
         if learning:
             learn(own_path(), offer, base, summary, worker.steps, emit)
         return Joined(offer, result, end.up_bytes, end.down_bytes, kept.path)
+
+
+def _downloaded(link: JoinLink, keys: KeyPair, offer: Offer, folder: Path, name: str, emit: Emit) -> Base:
+    """The parts of the base model that the plan needs, on a connection of their own."""
+    with Dealer(link, keys) as bulk:
+        return fetched(bulk, offer, folder, name, emit)
+
+
+def _examined(feed: Feed, data: str | Path, name: str, emit: Emit) -> DataSummary:
+    """The rows' counts; what was cut or left out of them is said. Raises DataError where none is left to train on."""
+    if not feed.dataset.report.clean:
+        emit(Note(client=name, text=str(feed.dataset.report), warning=True))
+    summary = feed.dataset.summary
+    if not summary.train_examples:
+        raise DataError("found no row to train on; add rows, or lower data.eval_fraction", str(data))
+    return summary
 
 
 @contextmanager
