@@ -260,6 +260,7 @@ def test_threads_and_refreshing_do_not_disturb_each_other() -> None:
         while any(thread.is_alive() for thread in threads):
             assert time.monotonic() < stop, "deadlock"
             display._live.refresh()
+            time.sleep(0.001)  # locks are unfair: without a pause this thread takes rich's again before any other wakes
     assert [device.up_bytes for device in display._board.devices.values()] == [150] * 6
     assert text_of(shown).count("note 100") == 6
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from fedsplit.plan.fleet import balanced
 from fedsplit.plan.question import questions
 from fedsplit.plan.solve import solve
 from fedsplit.plan.types import Plan
+
+needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="draws: pip install 'fedsplit[plot]'")
 
 RUN = """
 [run]
@@ -82,6 +85,7 @@ def test_a_large_fleet_is_shown_by_kind_of_device(run_file: Path) -> None:
     assert found.slowest_s == pytest.approx(max(steps.values()))
 
 
+@needs_matplotlib
 def test_what_is_drawn_are_these_numbers(run_file: Path) -> None:
     _, found = planned(run_file, "home")
     time_axes, memory_axes = draw(found).axes
@@ -97,6 +101,7 @@ def test_what_is_drawn_are_these_numbers(run_file: Path) -> None:
     }
 
 
+@needs_matplotlib
 def test_every_name_and_label_stays_inside_the_picture(run_file: Path) -> None:
     run_file.write_text(RUN.replace("mail", "a-name-that-is-as-long-as-names-may-be"))
     _, found = planned(run_file, "thousand")
@@ -114,6 +119,7 @@ def fedsplit(*args: str) -> Result:
     return CliRunner(env={"COLUMNS": "150"}).invoke(make_app(VERBS), list(args))
 
 
+@needs_matplotlib
 def test_the_file_is_a_png_of_the_size_of_the_fleet(run_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "plan.png"
     shown = fedsplit("plan", str(run_file), "--fleet", "home", "--plot", str(out), "--json")
