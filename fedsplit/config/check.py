@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+from fedsplit.config import policy
 from fedsplit.config.name import NAME, RULE
-from fedsplit.config.run import ClientSection, RunFile
+from fedsplit.config.run import RunFile
 from fedsplit.config.shape import found
 from fedsplit.errors import Problem
 
@@ -27,7 +28,7 @@ Rule = Callable[[RunFile], Iterator[Problem]]
 
 def check(run: RunFile) -> list[Problem]:
     """Every broken rule of ``run``; empty if there is none."""
-    rules: tuple[Rule, ...] = (_ranges, _names, _model, _data, _train, _rounds, _policy, _evaluate, _clients)
+    rules: tuple[Rule, ...] = (_ranges, _names, _model, _data, _train, _rounds, policy.policy, _evaluate, _clients)
     return [problem for rule in rules for problem in rule(run)]
 
 
@@ -67,6 +68,10 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "server.port": within(0, 65536),
     "server.stash_bytes": at_least(1),
     "policy.min_front": at_least(0),
+    "policy.min_rank": at_least(1),
+    "policy.min_wire_bits": at_least(0),
+    "policy.max_server_bytes": at_least(0),
+    "policy.round_s": at_least(0),
     "evaluate.every": at_least(0),
     "evaluate.patience": at_least(0),
     "evaluate.batch": at_least(1),
@@ -162,12 +167,6 @@ def _rounds(run: RunFile) -> Iterator[Problem]:
         yield Problem("rounds.quorum", str(rounds.quorum), words, "no round could ever be committed")
 
 
-def _policy(run: RunFile) -> Iterator[Problem]:
-    if run.policy.min_front == 0 and not run.policy.exposes_tokens:
-        fix = "set policy.exposes_tokens = true if the server may read the tokens, or min_front = 1"
-        yield Problem("policy.min_front", "0", "at least 1 without policy.exposes_tokens", fix)
-
-
 def _evaluate(run: RunFile) -> Iterator[Problem]:
     evaluate = run.evaluate
     metrics = METRICS[run.model.task]
@@ -199,30 +198,7 @@ def _clients(run: RunFile) -> Iterator[Problem]:
         if client.batch > 0 and run.train.micro_batches > 0 and client.batch % run.train.micro_batches:
             words = f"a multiple of train.micro_batches = {run.train.micro_batches}"
             yield Problem(f"{path}.batch", str(client.batch), words)
-        yield from _client_cut(run, client, path)
-
-
-def _client_cut(run: RunFile, client: ClientSection, path: str) -> Iterator[Problem]:
-    policy, where = run.policy, f"{path}.topology"
-    if client.topology == "v" and not policy.shares_labels:
-        fix = "set policy.shares_labels = true if the server may see the labels, or take topology u"
-        yield Problem(where, '"v"', "policy.shares_labels = true", fix)
-    if client.topology == "w" and not policy.exposes_tokens:
-        fix = "set policy.exposes_tokens = true if the server may read the tokens, or take topology u"
-        yield Problem(where, '"w"', "policy.exposes_tokens = true", fix)
-    if client.cut is None:
-        return
-    c1, c2 = client.cut
-    shown, where = f"[{c1}, {c2}]", f"{path}.cut"
-    if not 0 <= c1 <= c2:
-        yield Problem(where, shown, "0 ≤ c1 ≤ c2", "layers [c1, c2) are the body")
-    elif client.topology == "local" and c1 < c2:
-        yield Problem(where, shown, "no cut, or c1 = c2, with topology local", "remove it: a local client holds all")
-    elif client.topology == "w" and c1 > 0:
-        yield Problem(where, shown, "c1 = 0 with topology w", "take topology u for a cut inside the model")
-    elif client.topology in ("", "u", "v") and c1 < policy.min_front and c1 < c2:
-        fix = f"raise c1 to {policy.min_front} or lower policy.min_front"
-        yield Problem(where, shown, f"c1 of at least policy.min_front = {policy.min_front}", fix)
+        yield from policy.client(run, client, path)
 
 
 def _divisors(number: int) -> list[int]:

@@ -143,7 +143,7 @@ class ServerSection(Section, frozen=True, kw_only=True):
 
 
 class PolicySection(Section, frozen=True, kw_only=True):
-    """What may leave a device."""
+    """What may leave a device, and limits that every plan keeps to."""
 
     shares_labels: bool = False
     """Topology ``v``: labels go to the server."""
@@ -151,6 +151,29 @@ class PolicySection(Section, frozen=True, kw_only=True):
     """Topology ``w``: the server can read the tokens back by nearest embedding."""
     min_front: int = 1
     """Layers that at least stay on the device, so that the server sees no embeddings; 0 needs ``exposes_tokens``."""
+    topologies: tuple[Literal["local", "u", "v", "w"], ...] = ()
+    """The topologies that may be planned; empty: all that the other rules allow."""
+    min_rank: int = 1
+    """No device trains factors of a smaller rank."""
+    min_wire_bits: int = 0
+    """Bits that a number of the activations and gradients at least has on the wire; 0: any."""
+    max_server_bytes: int = 0
+    """Memory that the server's work may take at most; 0: what its machine has."""
+    round_s: float = 0.0
+    """Planned seconds of a round, steps and the factors' transfer, that no device may exceed; 0: no limit."""
+
+
+class PlanSection(Section, frozen=True, kw_only=True):
+    """What the planner may decide for a device."""
+
+    layers: Literal["all", "fit"] = "all"
+    """``fit``: a device that is short of memory or time trains the most valuable layers it can, not all of them."""
+    ranks: tuple[int, ...] = ()
+    """Other ranks than ``lora.rank`` that a device may be given; empty: none."""
+    checkpoint: bool = True
+    """Activations may be computed twice to save memory; the result stays the same."""
+    replan: bool = True
+    """Plans may change between rounds, from measured times."""
 
 
 class EvaluateSection(Section, frozen=True, kw_only=True):
@@ -214,6 +237,7 @@ class RunFile(Section, frozen=True, kw_only=True):
     rounds: RoundsSection = field(default_factory=RoundsSection)
     server: ServerSection = field(default_factory=ServerSection)
     policy: PolicySection = field(default_factory=PolicySection)
+    plan: PlanSection = field(default_factory=PlanSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     server_data: ServerDataSection = field(default_factory=ServerDataSection)
     method: MethodSection = field(default_factory=MethodSection)

@@ -14,7 +14,9 @@ from fedsplit.config.load import loads
 from fedsplit.config.run import ClientSection, RunFile
 
 _WIDTH = 100
-_ORDER = ("model", "data", "train", "lora", "rounds", "run", "server", "policy", "evaluate", "server_data", "method")
+_ORDER = (
+    "model", "data", "train", "lora", "rounds", "run", "server", "policy", "plan", "evaluate", "server_data", "method",
+)  # fmt: skip
 """What a newcomer looks for first comes first."""
 
 HEADER = """\

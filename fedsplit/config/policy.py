@@ -1,0 +1,105 @@
+"""Rules of ``[policy]`` and ``[plan]``: permissions and limits that contradict each other, or leave nothing to plan.
+
+What needs the model's layers is checked where a plan is made; what needs the method, where the method is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedsplit.config.run import ClientSection, PolicySection, RunFile
+from fedsplit.config.shape import found
+from fedsplit.errors import Problem
+
+PERMISSION = {"v": ("shares_labels", "see the labels"), "w": ("exposes_tokens", "read the tokens")}
+"""What a topology shows the server, and the key that permits it."""
+
+WIRE_BITS = {"float32": 32, "bfloat16": 16}
+"""Bits of an activation on the wire: it travels as the model computes it."""
+
+
+def policy(run: RunFile) -> Iterator[Problem]:
+    """What the policy's own keys, and the keys they limit, contradict."""
+    rules = run.policy
+    if rules.min_front == 0 and not rules.exposes_tokens:
+        fix = "set policy.exposes_tokens = true if the server may read the tokens, or min_front = 1"
+        yield Problem("policy.min_front", "0", "at least 1 without policy.exposes_tokens", fix)
+    yield from _topologies(rules)
+    bits = WIRE_BITS[run.model.dtype]
+    if rules.min_wire_bits > bits:
+        fix = 'set model.dtype = "float32", or lower it' if rules.min_wire_bits <= 32 else "lower it"
+        words = f'at most {bits} with model.dtype = "{run.model.dtype}"'
+        yield Problem("policy.min_wire_bits", str(rules.min_wire_bits), words, fix)
+    if rules.round_s > run.rounds.deadline_s > 0:
+        fix = "lower it, or raise rounds.deadline_s: later updates do not count"
+        words = f"at most rounds.deadline_s = {run.rounds.deadline_s:g}"
+        yield Problem("policy.round_s", found(rules.round_s), words, fix)
+    yield from _ranks(run)
+
+
+def _topologies(rules: PolicySection) -> Iterator[Problem]:
+    for i, topology in enumerate(rules.topologies):
+        path = f"policy.topologies[{i}]"
+        if topology in rules.topologies[:i]:
+            yield Problem(path, found(topology), "every topology once", "remove the repetition")
+        else:
+            yield from permission(rules, topology, path, "remove it")
+
+
+def permission(rules: PolicySection, topology: str, path: str, otherwise: str) -> Iterator[Problem]:
+    """The problem of a topology at ``path`` that shows the server what no key permits."""
+    key, shows = PERMISSION.get(topology, ("", ""))
+    if key and not getattr(rules, key):
+        fix = f"set policy.{key} = true if the server may {shows}, or {otherwise}"
+        yield Problem(path, found(topology), f"policy.{key} = true", fix)
+
+
+def _ranks(run: RunFile) -> Iterator[Problem]:
+    lowest, rank, ranks = run.policy.min_rank, run.lora.rank, run.plan.ranks
+    if lowest > rank >= 1:
+        yield Problem("policy.min_rank", str(lowest), f"at most lora.rank = {rank}", "lower it or raise lora.rank")
+    for i, other in enumerate(ranks):
+        path = f"plan.ranks[{i}]"
+        if other < 1:
+            yield Problem(path, str(other), "at least 1")
+        elif other in ranks[:i]:
+            yield Problem(path, str(other), "every rank once", "remove the repetition")
+        elif other < lowest:
+            yield Problem(path, str(other), f"at least policy.min_rank = {lowest}", "raise it or lower policy.min_rank")
+
+
+def client(run: RunFile, section: ClientSection, path: str) -> Iterator[Problem]:
+    """What the policy forbids of a client's fixed topology and cut."""
+    rules, topology = run.policy, section.topology
+    allowed = rules.topologies
+    if topology and allowed and topology not in allowed:
+        fix = f'add "{topology}" to policy.topologies, or take {_either(allowed)}'
+        yield Problem(f"{path}.topology", found(topology), f"one of policy.topologies: {', '.join(allowed)}", fix)
+    yield from permission(rules, topology, f"{path}.topology", "take topology u")
+    if section.cut is None:
+        return
+    c1, c2 = section.cut
+    shown, where = f"[{c1}, {c2}]", f"{path}.cut"
+    if not 0 <= c1 <= c2:
+        yield Problem(where, shown, "0 ≤ c1 ≤ c2", "layers [c1, c2) are the body")
+    elif topology == "local" and c1 < c2:
+        yield Problem(where, shown, "no cut, or c1 = c2, with topology local", "remove it: a local client holds all")
+    elif topology == "w" and c1 > 0:
+        yield Problem(where, shown, "c1 = 0 with topology w", "take topology u for a cut inside the model")
+    elif topology in ("", "u", "v") and c1 < rules.min_front and c1 < c2:
+        fix = f"raise c1 to {rules.min_front} or lower policy.min_front"
+        yield Problem(where, shown, f"c1 of at least policy.min_front = {rules.min_front}", fix)
+    elif not topology and allowed and not set(_possible(c1, c2)) & set(allowed):
+        fix = f'add "{_possible(c1, c2)[0]}" to policy.topologies, or remove the cut'
+        yield Problem(where, shown, f"a cut of policy.topologies: {', '.join(allowed)}", fix)
+
+
+def _possible(c1: int, c2: int) -> tuple[str, ...]:
+    """Topologies that a cut could have; a ``w`` begins at 0."""
+    if c1 == c2:
+        return ("local",)
+    return ("u", "v") if c1 else ("w", "u", "v")
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return " or ".join(names)
