@@ -58,7 +58,10 @@ class Estimate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class ClientPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One client's job. ``wire_up`` and ``wire_down`` name the codec of activations and gradients."""
+    """One client's job. ``wire_up`` and ``wire_down`` name the codec of activations and gradients.
+
+    ``checkpoint``: its layers keep their inputs alone and are computed again on the way back.
+    """
 
     client: str
     topology: Topology
@@ -66,6 +69,7 @@ class ClientPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     layers: tuple[LayerPlan, ...]
     batch: int
     micro_batches: int = 1
+    checkpoint: bool = False
     wire_up: str = "raw"
     wire_down: str = "raw"
     dtype: str = "float32"

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as again
 
 from fedsplit.config.run import LoraSection, Task
 from fedsplit.errors import ConfigError, InternalError
@@ -23,7 +24,7 @@ from fedsplit.split import loss as losses
 from fedsplit.split.base import BUILDING, Base
 from fedsplit.split.families import Context
 from fedsplit.split.initial import draw
-from fedsplit.split.inject import inject
+from fedsplit.split.inject import ADAPTER, inject, scale_of
 from fedsplit.split.loader import canonical, materialise, trains
 from fedsplit.split.placement import device_of
 from fedsplit.split.rows import Rows, unpack
@@ -95,7 +96,7 @@ def build(
             inject(model, base, task, lora, ranks)
         if weights:
             materialise(base, model, names, dtype=kind, device=where, stream=map_embedding)
-        return Segment(base, span, task, model, kind, where, train_head)
+        return Segment(base, span, task, model, kind, where, train_head, lora)
 
 
 def _drop(model: Any, base: Base, prefix: str, span: Span) -> None:
@@ -128,15 +129,26 @@ class _Slot:
     leaf: str
     shape: tuple[int, ...]
     factor: bool
+    scaling: dict[str, float] | None = None
+    """Of an A only: where its module keeps alpha/r."""
 
 
 class Segment:
     """Layers [span.lo, span.hi) of ``base`` for ``task``, with what belongs to the ends. Not for concurrent threads."""
 
     def __init__(
-        self, base: Base, span: Span, task: Task, model: Any, dtype: torch.dtype, device: torch.device, train_head: bool
+        self,
+        base: Base,
+        span: Span,
+        task: Task,
+        model: Any,
+        dtype: torch.dtype,
+        device: torch.device,
+        train_head: bool,
+        lora: LoraSection | None,
     ) -> None:
         self.base, self.span, self.task, self.dtype, self.device = base, span, task, dtype, device
+        self._lora = lora or LoraSection()
         self.model = model
         self.prefix = str(model.base_model_prefix)
         self.backbone = getattr(model, self.prefix)
@@ -166,6 +178,10 @@ class Segment:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that must come with a call: factors and a classification head."""
         return {slot.name: slot.shape for part in self._slots.values() for slot in part}
+
+    def scale(self, rank: int) -> float:
+        """What a product of factors of this rank is multiplied by."""
+        return scale_of(self._lora, rank)
 
     @staticmethod
     def is_factor(name: str) -> bool:
@@ -198,11 +214,13 @@ class Segment:
         layers: tuple[int, int] | None = None,
         dropout: Dropout | None = None,
         train: bool | None = None,
+        checkpoint: bool = False,
     ) -> Tensor:
         """Layers [lo, hi) of the span's, (B, T, D) to (B, T, D). With ``h_BTD`` None the embedding comes first.
 
         ``dropout`` None: masks come from torch's generator in forward order. ``train``: whether dropout is on; by
-        default where gradients are recorded.
+        default where gradients are recorded. ``checkpoint``: a layer keeps its input alone and is computed again on
+        the way back, with the same masks and hence the same numbers.
         """
         lo, hi = layers or (self.span.lo, self.span.hi)
         with self._mode(dropout, train):
@@ -212,11 +230,37 @@ class Segment:
                 return h_BTD
             context = self._context(rows, h_BTD)
             for index in range(lo, hi):
-                self._bind(index, params)
-                if dropout is not None and self._drops:
-                    dropout.seed(index, self.device)
-                h_BTD = self.base.family.layer(self._layers[index], h_BTD, context, index)
+                if checkpoint and self._keeps(index, h_BTD, params):
+                    h_BTD = self._layer_twice(index, h_BTD, context, params, dropout)
+                else:
+                    h_BTD = self._layer(index, h_BTD, context, params, dropout)
         return h_BTD
+
+    def _layer(
+        self, index: int, h_BTD: Tensor, context: Context, params: Mapping[str, Tensor], dropout: Dropout | None
+    ) -> Tensor:
+        self._bind(index, params)
+        if dropout is not None and self._drops:
+            dropout.seed(index, self.device)
+        return self.base.family.layer(self._layers[index], h_BTD, context, index)
+
+    def _layer_twice(
+        self, index: int, h_BTD: Tensor, context: Context, params: Mapping[str, Tensor], dropout: Dropout | None
+    ) -> Tensor:
+        """The layer, to be computed again by backward: other factors may be bound by then, and dropout be off."""
+        on = self.model.training
+
+        def layer(h_BTD: Tensor) -> Tensor:
+            with self._mode(dropout, on):
+                return self._layer(index, h_BTD, context, params, dropout)
+
+        found: Tensor = again(layer, h_BTD, use_reentrant=False, preserve_rng_state=on and dropout is None)
+        return found
+
+    def _keeps(self, index: int, h_BTD: Tensor, params: Mapping[str, Tensor]) -> bool:
+        """Whether backward will pass through this layer."""
+        mine = (params[slot.name] for slot in self._slots[index] if slot.name in params)
+        return torch.is_grad_enabled() and (h_BTD.requires_grad or any(value.requires_grad for value in mine))
 
     def logits(
         self,
@@ -318,6 +362,8 @@ class Segment:
                 raise InternalError(f"no tensor {slot.name} among the {len(params)} given")
             # peft casts inputs to a factor's dtype by itself; a head must have the model's.
             slot.home[slot.leaf] = value if slot.factor else value.to(self.dtype)
+            if slot.scaling is not None:
+                slot.scaling[ADAPTER] = self.scale(value.shape[0])
 
     def _find_slots(self) -> dict[int, list[_Slot]]:
         slots: dict[int, list[_Slot]] = {part: [] for part in (EMBEDDING, *range(self.span.lo, self.span.hi), HEAD)}
@@ -327,8 +373,16 @@ class Segment:
                 part = part_of(name, family, self.prefix)
                 owner, _, leaf = name.rpartition(".")
                 home = self.model.get_submodule(owner)._parameters
-                slots[part].append(_Slot(name, home, leaf, tuple(parameter.shape), self.is_factor(name)))
+                scaling = self._scaling(name)
+                slots[part].append(_Slot(name, home, leaf, tuple(parameter.shape), self.is_factor(name), scaling))
         return slots
+
+    def _scaling(self, name: str) -> dict[str, float] | None:
+        module, _, side = name.rpartition(".lora_")
+        if not side.startswith(("A.", "embedding_A.")):
+            return None
+        scaling: dict[str, float] = self.model.get_submodule(module).scaling
+        return scaling
 
     def _num_labels(self) -> int | None:
         return None if self.task == "causal-lm" else int(self.model.config.num_labels)

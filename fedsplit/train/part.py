@@ -83,16 +83,16 @@ class ClientPart:
 
     def front(self, rows: Rows, dropout: Dropout | None = None) -> Tensor:
         """(B, T, D) input of the body, with its graph where the front trains."""
-        return self.first.run(rows, None, self.params, dropout=dropout)
+        return self.first.run(rows, None, self.params, dropout=dropout, checkpoint=self.plan.checkpoint)
 
     def tail_loss(self, batch: Batch, h_BTD: Tensor, label_tokens: int, dropout: Dropout | None = None) -> Tensor:
         """The batch's share of the step's mean loss, from the body's output."""
-        h_BTD = self.last.run(batch.rows, h_BTD, self.params, dropout=dropout)
+        h_BTD = self.last.run(batch.rows, h_BTD, self.params, dropout=dropout, checkpoint=self.plan.checkpoint)
         return self.last.loss(batch.rows, h_BTD, batch.labels, label_tokens, self.params, dropout=dropout)
 
     def loss(self, batch: Batch, label_tokens: int, dropout: Dropout | None = None) -> Tensor:
         """The batch's share of the step's mean loss, all segments being here."""
-        h_BTD = self.first.run(batch.rows, None, self.params, dropout=dropout)
+        h_BTD = self.front(batch.rows, dropout)
         return self.first.loss(batch.rows, h_BTD, batch.labels, label_tokens, self.params, dropout=dropout)
 
     def step(self, clip: float, rate: float) -> None:
