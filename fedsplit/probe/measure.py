@@ -26,9 +26,8 @@ from fedsplit.errors import ConfigError, MissingExtra
 from fedsplit.events import Emit, Note, Progress, silent
 from fedsplit.probe.layer import Pass, Shape, numpy_pass, torch_pass
 from fedsplit.probe.link import Exchange, measure_link, timed
+from fedsplit.probe.runtime import runtime_bytes
 
-RUNTIME_BYTES = {"torch": 400_000_000, "numpy": 60_000_000}
-"""A client process before any weight, on x86-64 Linux: torch, transformers and peft 360–450 MB, NumPy and pyzmq 60."""
 TINY = Shape(hidden=16, ffn=32, heads=2, rows=1, tokens=4)
 ROWS = (1, 2, 4, 8)
 COPY_BYTES = 64 * 2**20
@@ -91,6 +90,7 @@ def measure(
     engine = Engine(find_spec("torch") is not None, device)
     if device != "cpu":
         _need_gpu(engine)
+    runtime = _runtime(engine)  # before the layers that are timed leave holes in the heap
     total = 4 if exchange is None else 5
     emit(Progress(what="speed in float32", done=0, total=total, unit="parts"))
     flops = {"float32": speed(engine, "float32", seconds * 0.35)}
@@ -110,7 +110,7 @@ def measure(
         name=name or platform.node().split(".")[0] or "this-machine", arch=here.architecture(), cores=here.cores(),
         threads=_threads(engine), flops={key: _round(value) for key, value in flops.items()},
         layer_overhead_s=_round(overhead), memory_bandwidth_bps=_round(bandwidth), memory_bytes=memory,
-        free_memory_bytes=min(free, memory), runtime_bytes=_runtime(engine),
+        free_memory_bytes=min(free, memory), runtime_bytes=runtime,
         disk_free_bytes=here.free_disk(folder or Path.cwd()), link=link, measured=date.today().isoformat(),
         source=_source(engine),
     )  # fmt: skip
@@ -211,7 +211,10 @@ def _threads(engine: Engine) -> int:
 
 def _runtime(engine: Engine) -> int:
     """On a GPU the process's own memory is not the GPU's."""
-    return RUNTIME_BYTES["torch" if engine.torch else "numpy"] if engine.device == "cpu" else 0
+    if engine.device != "cpu":
+        return 0
+    engine.layer(TINY, "float32")()
+    return runtime_bytes(torch=engine.torch)
 
 
 def _source(engine: Engine) -> str:
