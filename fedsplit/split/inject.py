@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -115,6 +116,6 @@ def saved(name: str, prefix: str) -> str:
     return name.rpartition(".")[0] if name.startswith(f"{prefix}.") else name.partition(".")[0]
 
 
-def scaling(module: Any) -> float:
-    """alpha/r (or alpha/sqrt r) of an adapted module."""
-    return float(module.scaling[ADAPTER])
+def scale_of(lora: LoraSection, rank: int) -> float:
+    """alpha/r (alpha/sqrt r with rsLoRA) of factors of this rank; 1 for empty ones, which add nothing."""
+    return lora.alpha / (math.sqrt(rank) if lora.rslora else rank) if rank else 1.0

@@ -1,6 +1,7 @@
 """Between torch's factors and adapters: here alpha/r and orientation are absorbed, once, on entry.
 
-Inside a segment a module computes ``W x + s B A x`` with s = alpha/r (or alpha/sqrt r). An ``Adapter`` holds
+Inside a segment a module computes ``W x + s B A x`` with s = alpha/r (or alpha/sqrt r), r being the rank of the factors
+that come with the call: clients of other ranks have other scales, as in peft. An ``Adapter`` holds
 ``(s B, A)``, out x in whatever way the base stores its weight (GPT-2's ``Conv1D`` is in x out; its factors are not).
 Going out and in again is exact where s is a power of two (alpha 16, rank 8), else within one rounding.
 
@@ -26,7 +27,7 @@ from fedsplit.errors import ConfigError
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.split.base import Base
-from fedsplit.split.inject import TASK_TYPES, saved, scaling, targets
+from fedsplit.split.inject import TASK_TYPES, saved, scale_of, targets
 from fedsplit.split.segment import Segment
 
 SIDES = (
@@ -36,16 +37,15 @@ SIDES = (
 """How peft calls the two factors of a linear (or convolution) and of an embedding."""
 
 
-def keys(segment: Segment) -> dict[ModuleKey, tuple[str, str, float]]:
-    """Every adapted module of a segment: names of its two tensors, and the scale that goes into B."""
+def keys(segment: Segment) -> dict[ModuleKey, tuple[str, str]]:
+    """Every adapted module of a segment, with the names of its two tensors, A and B."""
     shapes = segment.shapes()
     found = {}
     for a, b in SIDES:
         for name in shapes:
             if name.endswith(a):
                 module = name.removesuffix(a)
-                scale = scaling(segment.model.get_submodule(module))
-                found[key_of(module, segment.layers_path)] = (name, module + b, scale)
+                found[key_of(module, segment.layers_path)] = (name, module + b)
     return dict(sorted(found.items()))
 
 
@@ -65,9 +65,10 @@ def module_of(key: ModuleKey, layers_path: str) -> str:
 def read(params: Mapping[str, Tensor], segment: Segment) -> tuple[dict[ModuleKey, LowRank], dict[str, NDArray[Any]]]:
     """Factors among ``params`` as an adapter of float32 NumPy arrays (copies), and the other trainables as they are."""
     adapter = {}
-    for key, (a, b, scale) in keys(segment).items():
+    for key, (a, b) in keys(segment).items():
         if a in params and b in params:
-            adapter[key] = LowRank(_matrix(params[b]) * np.float32(scale), _matrix(params[a]))
+            scale = np.float32(segment.scale(params[a].shape[0]))
+            adapter[key] = LowRank(_matrix(params[b]) * scale, _matrix(params[a]))
     head = {name: _float32(value) for name, value in params.items() if not segment.is_factor(name)}
     return adapter, head
 
@@ -78,11 +79,12 @@ def write(adapter: Adapter, head: Head, segment: Segment) -> dict[str, Tensor]:
     Ranks are the adapter's. Raises ConfigError where a factor has the wrong width.
     """
     shapes, params = segment.shapes(), {}
-    for key, (a, b, scale) in keys(segment).items():
+    for key, (a, b) in keys(segment).items():
         if key in adapter:
             factors = adapter[key]
+            scale = np.float32(segment.scale(factors.rank))
             params[a] = _leaf(factors.A_RN, shapes[a], a, segment, rank_axis=0)
-            params[b] = _leaf(np.asarray(factors.B_MR) / np.float32(scale), shapes[b], b, segment, rank_axis=1)
+            params[b] = _leaf(np.asarray(factors.B_MR) / scale, shapes[b], b, segment, rank_axis=1)
     for name, shape in shapes.items():
         if name in head:
             params[name] = _leaf(head[name], shape, name, segment).requires_grad_(segment.train_head)
@@ -111,7 +113,7 @@ def save_peft(
     for key, factors in sorted(adapter.items()):
         module = module_of(key, layers_path)
         ranks[module] = int(factors.B_MR.shape[1])
-        scale = np.float32(lora.alpha / (math.sqrt(ranks[module]) if lora.rslora else ranks[module]))
+        scale = np.float32(scale_of(lora, ranks[module]))
         named = _named(model.get_submodule(module), module, factors, scale)
         tensors |= {f"base_model.model.{name}": value for name, value in named.items()}
     tensors |= {f"base_model.model.{name}": _float32(value) for name, value in head.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_modules_of_different_rank_and_absent_layers_export(tmp_path: Path) -> N
     segment = segment_of(tiny(tmp_path / "base", "llama"), lora)
     random = np.random.default_rng(0)
     adapter = {}
-    for rank, (key, (a, b, _)) in enumerate(keys(segment).items(), 2):
+    for rank, (key, (a, b)) in enumerate(keys(segment).items(), 2):
         m, n = segment.shapes()[b][0], segment.shapes()[a][1]
         if key != ModuleKey(1, "mlp.down_proj"):
             adapter[key] = LowRank(
@@ -105,16 +106,31 @@ def test_keys_are_global_and_scaled(tmp_path: Path) -> None:
     assert [str(key) for key in found] == [
         f"{layer}/attention.self.{name}" for layer in (2, 3) for name in ("query", "value")
     ]
-    assert {scale for _, _, scale in found.values()} == {1.5}
+    assert [body.scale(rank) for rank in (4, 1, 3)] == [1.5, 6.0, 2.0]
     stable = build(base, Span(2, 4), task="classification", lora=LoraSection(rank=4, alpha=6, rslora=True))
-    assert {scale for _, _, scale in keys(stable).values()} == {3.0}
+    assert [stable.scale(rank) for rank in (4, 1, 9)] == [3.0, 6.0, 2.0]
     params = trainables(body)
     adapter, head = read(params, body)
-    a, b, scale = found[ModuleKey(2, "attention.self.query")]
+    a, b = found[ModuleKey(2, "attention.self.query")]
     factors = adapter[ModuleKey(2, "attention.self.query")]
     assert np.array_equal(factors.A_RN, params[a].detach().numpy())
-    assert np.allclose(factors.B_MR, scale * params[b].detach().numpy())
+    assert np.allclose(factors.B_MR, 1.5 * params[b].detach().numpy())
     assert head == {}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_factors_of_another_rank_scale_as_peft_built_for_that_rank(family: str, tmp_path: Path) -> None:
+    """A client may have another rank than the segment was built with: alpha / r follows its factors."""
+    folder, labels = tiny(tmp_path / "base", family), 4
+    lora = LoraSection(rank=5, alpha=20, targets=("all-linear",))
+    wide = segment_of(folder, lora, num_labels=labels)
+    own = segment_of(folder, msgspec.structs.replace(lora, rank=2), num_labels=labels)
+    params = trainables(own)
+    rows = Rows.images(torch.randn(2, *IMAGE), 10) if family == "vit" else ROWS
+    outputs = [segment.logits(rows, segment.run(rows, None, params), params) for segment in (own, wide)]
+    assert torch.equal(*outputs)
+    for (key, one), other in zip(read(params, own)[0].items(), read(params, wide)[0].values(), strict=True):
+        assert np.array_equal(one.B_MR, other.B_MR), key
 
 
 def test_out_and_in_again_is_the_identity(tmp_path: Path) -> None:
