@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.devices.profile import DeviceProfile
-from fedsplit.plan.memory import CACHE_HOLES, HEAP_HOLES, WORKING_LAYERS, activations, logits
+from fedsplit.plan.memory import CACHE_HOLES, HEAP_HOLES, WORKING_LAYERS, logits
 from fedsplit.plan.timing import head_s, speed
 from fedsplit.plan.types import Cut, Topology
 from fedsplit.plan.work import IN_FLIGHT, Work
@@ -151,7 +151,7 @@ class Grid:
         return found + head
 
     def _client(self, work: Work, accelerator: bool) -> Ints:
-        card, layers = work.card, work.card.num_layers
+        card = work.card
         head = ~self.is_(Topology.V)
         held = self.front.count_O + self.tail.count_O
         waiting = np.where(self.is_(Topology.LOCAL), 1, min(IN_FLIGHT, work.micro_batches))
@@ -159,10 +159,10 @@ class Grid:
         stays = held * work.layer_bytes + card.embedding_params * work.width_bytes + work.state_bytes * trained
         stays += np.where(head, (card.head_params + card.norm_params) * work.width_bytes, 0)
         passing = waiting * kept(work, self.front) + kept(work, self.tail) + np.where(head, logits(work), 0)
-        return _with_holes(work, stays, passing + self._wire(work), held * work.layer_bytes > 0, accelerator, layers)
+        return _with_holes(work, stays, passing + self._wire(work), held * work.layer_bytes > 0, accelerator)
 
     def _server(self, work: Work, accelerator: bool) -> Ints:
-        card, layers = work.card, work.card.num_layers
+        card = work.card
         head = self.is_(Topology.V)
         tied = card.embedding_params if card.tied else 0
         trained = self.body.lora_O + np.where(head & work.trains_head, card.head_trained, 0)
@@ -170,18 +170,16 @@ class Grid:
         stays = weights + work.state_bytes * trained
         stays += np.where(head, (card.head_params + card.norm_params + tied) * work.width_bytes, 0)
         passing = kept(work, self.body) + np.where(head, logits(work), 0)
-        return _with_holes(work, stays, passing + self._wire(work), weights > 0, accelerator, layers)
+        return _with_holes(work, stays, passing + self._wire(work), weights > 0, accelerator)
 
     def _wire(self, work: Work) -> Ints:
         return self.crossings_O * work.peak_tokens * work.card.hidden * work.width_bytes
 
 
-def _with_holes(
-    work: Work, stays: Ints, passing: Ints, loaded: NDArray[np.bool_], accelerator: bool, layers: int
-) -> Ints:
+def _with_holes(work: Work, stays: Ints, passing: Ints, loaded: NDArray[np.bool_], accelerator: bool) -> Ints:
     """``Memory.with_holes`` over arrays."""
     share = CACHE_HOLES if accelerator else HEAP_HOLES
-    layer = activations(work, range(layers)) / max(1, layers - work.lowest)
+    layer = work.peak_tokens * work.width_bytes * work.largest_kept
     holes = np.rint(share * passing + np.where(loaded, WORKING_LAYERS * layer, 0.0))
     total: Ints = stays + passing + holes.astype(np.int64)
     return total

@@ -65,7 +65,7 @@ class Memory:
     def with_holes(self, work: Work, device: DeviceProfile) -> Memory:
         """The peak of the process on ``device``. A device without a runtime of its own is an accelerator."""
         share = HEAP_HOLES if device.runtime_bytes else CACHE_HOLES
-        layer = activations(work, range(work.card.num_layers)) / max(1, work.card.num_layers - work.lowest)
+        layer = work.peak_tokens * work.width_bytes * work.largest_kept
         working = WORKING_LAYERS * layer if self.weights else 0.0
         return replace(self, holes=round(share * self.passing + working), runtime=device.runtime_bytes)
 

@@ -39,8 +39,9 @@ class Work:
     """One client's step. ``tokens``: longest padded row (memory); ``typical``: usual padded row (time); ``valid``:
     mean tokens of a row without padding (wire). ``state_bytes``: bytes a trained scalar costs in weights, gradient and
     optimiser. ``bits``: of a layer's frozen weights, 0: those of the compute dtype. ``chunk``: tokens of one loss
-    slice, 0: the whole micro-batch at once. ``measured_kept``: what was measured instead of the closed forms, in
-    elements a token: (one frozen layer, the adapters of one layer)."""
+    slice, 0: the whole micro-batch at once. ``ranks``: of each layer, 0: it does not train; empty: ``rank`` in all of
+    them. ``measured_kept``: what was measured instead of the closed forms, in elements a token: (one frozen layer, the
+    adapters of one layer)."""
 
     card: ModelCard
     batch: int
@@ -49,6 +50,7 @@ class Work:
     valid: float
     micro_batches: int = 1
     rank: int = 8
+    ranks: tuple[int, ...] = ()
     targets: tuple[str, ...] = ()
     lora_dropout: float = 0.0
     dtype: str = "float32"
@@ -83,7 +85,8 @@ class Work:
     @cached_property
     def adapter_params(self) -> tuple[int, ...]:
         """Prefix sums over layers: entry l is the LoRA scalars of layers [0, l)."""
-        return _prefix((lora_params(self._adapted(layer), self.rank) for layer in range(self.card.num_layers)), 0)
+        layers = range(self.card.num_layers)
+        return _prefix((lora_params(self._adapted(layer), self.rank_of(layer)) for layer in layers), 0)
 
     @cached_property
     def lowest(self) -> int:
@@ -94,7 +97,16 @@ class Work:
     @cached_property
     def adapter_kept(self) -> tuple[float, ...]:
         """Prefix sums over layers: elements a token that the adapters keep for backward beside the frozen layer."""
-        return _prefix((self._kept(self._adapted(layer)) for layer in range(self.card.num_layers)), 0.0)
+        layers = range(self.card.num_layers)
+        return _prefix((self._kept(self._adapted(layer), self.rank_of(layer)) for layer in layers), 0.0)
+
+    @cached_property
+    def largest_kept(self) -> float:
+        """Elements a token that the layer which keeps most keeps for backward, its adapters included."""
+        if self.lowest == self.card.num_layers:
+            return 0.0
+        layers = range(self.card.num_layers)
+        return self.kept + max(self._kept(self._adapted(layer), self.rank_of(layer)) for layer in layers)
 
     @cached_property
     def kept(self) -> float:
@@ -104,15 +116,21 @@ class Work:
         half = self.dtype != "float32"
         return self.card.kept_elements(self.tokens, half=half, padded=self.padded)
 
+    def rank_of(self, layer: int) -> int:
+        """Of one layer's factors; 0: it does not train."""
+        return self.ranks[layer] if self.ranks else self.rank
+
     def _adapted(self, layer: int) -> tuple[Linear, ...]:
         return _adapted(self.card, self.targets, layer)
 
-    def _kept(self, linears: Sequence[Linear]) -> float:
+    def _kept(self, linears: Sequence[Linear], rank: int) -> float:
         """Elements of the model's dtype; float32 adapters on a 16-bit base cast their input and so keep it twice."""
+        if not rank:
+            return 0.0
         if self.measured_kept:
             return self.measured_kept[1] if linears else 0.0
         mixed = self.dtype != "float32" and not self.half_adapters
-        ranks = self.rank * len(linears) * (2 if mixed else 1)
+        ranks = rank * len(linears) * (2 if mixed else 1)
         if self.lora_dropout:
             return ranks + sum(linear.inp for linear in linears) * (4 if mixed else 2)
         if mixed:
