@@ -103,7 +103,7 @@ class _Remote:
             if part.labels_leave:
                 found: NDArray[Any] = answer["logits"].numpy()
                 return found
-            beyond = part.last.run(rows, unpack(answer["h"], rows), part.params)
+            beyond = part.last.run(rows, unpack(answer["h"], rows), part.tensors)
             return last_logits(part, rows, beyond)
 
     def _ask(self, rows: Rows, h_BTD: Tensor) -> dict[str, Tensor]:

@@ -82,21 +82,22 @@ class Copies:
         self._owners: dict[str, Copy] = {}
         self._common: Copy | None = None
 
-    def open_round(self, adapter: Adapter, head: Head, members: Mapping[str, Held]) -> None:
-        """Every member starts from the global factors. In shared modes the optimiser's state stays."""
+    def open_round(self, common: Adapter, head: Head, members: Mapping[str, Held], own: Mapping[str, Adapter]) -> None:
+        """Every member starts from the global factors, cut to what is its ``own``; a copy that all share from
+        ``common``. In shared modes the optimiser's state stays."""
         self._leaves, self._owners, self._common = {}, {}, None
         if self.shared and members:
-            self._open_common(adapter, head, members)
+            self._open_common(common, head, members)
         for name, held in members.items():
-            self.reopen(name, adapter, head, held)
+            self.reopen(name, own[name], head, held)
 
-    def reopen(self, name: str, adapter: Adapter, head: Head, held: Held) -> None:
-        """Start one client's round from the global factors (in shared modes: join the common copy)."""
+    def reopen(self, name: str, own: Adapter, head: Head, held: Held) -> None:
+        """Start one client's round from its ``own`` factors (in shared modes: join the common copy)."""
         if self._common is not None and self.shared:
             self._owners[name] = self._common
             self._leaves[name] = self._twins(self._common.params) if self._together else self._common.params
         else:
-            self._owners[name] = Copy(self._write(adapter, head, held), self._train)
+            self._owners[name] = Copy(self._write(own, head, held), self._train)
             self._leaves[name] = self._owners[name].params
 
     def leaves(self, name: str) -> Mapping[str, Tensor]:

@@ -66,12 +66,12 @@ def nowhere(batch: Batch, h_BTD: Tensor, index: int) -> Any:
 
 def _score(part: ClientPart, batch: Batch, index: int, far: Far) -> Any:
     if not part.split:
-        h_BTD = part.first.run(batch.rows, None, part.params)
-        return score(part.task, part.first, batch, h_BTD, part.params)
+        h_BTD = part.first.run(batch.rows, None, part.tensors)
+        return score(part.task, part.first, batch, h_BTD, part.tensors)
     beyond = far(batch, part.front(batch.rows), index)
     if part.labels_leave:
         return beyond
-    return score(part.task, part.last, batch, part.last.run(batch.rows, beyond, part.params), part.params)
+    return score(part.task, part.last, batch, part.last.run(batch.rows, beyond, part.tensors), part.tensors)
 
 
 def through(line: Line, part: ClientPart, at: At) -> Far:

@@ -20,17 +20,22 @@ from fedsplit.split.rows import Rows
 from fedsplit.split.segment import Dropout, Segment, build
 from fedsplit.split.spans import client_spans
 from fedsplit.train.batch import Batch
+from fedsplit.train.follow import check_plan
 from fedsplit.train.optim import Stepper, make
 
 
 class ClientPart:
-    """Front and tail of ``u`` and ``w``, the front of ``v``, or the whole model (``local``).
+    """Front and tail of ``u`` and ``w``, the front of ``v``, or the whole model (``local``), as the plan says.
 
-    ``params`` are leaves by peft name; ``load`` replaces them at each round's start and begins a new optimiser.
+    ``params`` are the leaves that train, by peft name, ``frozen`` those that only take part: factors of layers that the
+    plan leaves alone, a head that stays. ``load`` replaces both at each round's start and begins a new optimiser.
+    Raises PlanError on a plan that this version cannot follow.
     """
 
     def __init__(self, base: Base, plan: ClientPlan, run: RunFile, device: str | torch.device = "cpu") -> None:
+        check_plan(plan, run, base.num_layers)
         self.plan, self.task, self.train = plan, run.model.task, run.train
+        self._resting = frozenset(layer.layer for layer in plan.layers if not layer.trains)
         self.device = device_of(device)
         self.split = plan.topology is not Topology.LOCAL
         self.labels_leave = plan.topology is Topology.V
@@ -49,6 +54,7 @@ class ClientPart:
             for span in client_spans(plan, base.num_layers)
         ]
         self.params: dict[str, Tensor] = {}
+        self.frozen: dict[str, Tensor] = {}
         self._optimizer: Stepper | None = None
 
     def _streams(self, base: Base, run: RunFile) -> bool:
@@ -65,14 +71,26 @@ class ClientPart:
         return self._segments[-1]
 
     def load(self, adapter: Adapter, head: Head) -> None:
-        """Start from these factors (of the modules held here) with a fresh optimiser."""
-        self.params = {}
+        """Start from these factors (of the modules held here, at whatever rank they have) with a fresh optimiser."""
+        self.params, self.frozen = {}, {}
+        training = {key: part for key, part in adapter.items() if key.layer not in self._resting}
+        resting = {key: part for key, part in adapter.items() if key.layer in self._resting}
         for segment in self._segments:
-            self.params |= write(adapter, head, segment)
+            leaves = write(training, head, segment)
+            self.params |= {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+            leaves = write(resting, {}, segment) | {
+                name: leaf for name, leaf in leaves.items() if name not in self.params
+            }
+            self.frozen |= {name: leaf.requires_grad_(False) for name, leaf in leaves.items()}
         self._optimizer = make(self.train, self.params) if self.params else None
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a pass through the segments needs: what trains, and what does not."""
+        return {**self.frozen, **self.params}
+
     def read(self) -> tuple[Adapter, Head]:
-        """The factors as they are now, alpha/r absorbed."""
+        """What was trained, as it is now, alpha/r absorbed."""
         adapter: dict[ModuleKey, LowRank] = {}
         head: dict[str, NDArray[Any]] = {}
         for segment in self._segments:
@@ -83,17 +101,17 @@ class ClientPart:
 
     def front(self, rows: Rows, dropout: Dropout | None = None) -> Tensor:
         """(B, T, D) input of the body, with its graph where the front trains."""
-        return self.first.run(rows, None, self.params, dropout=dropout, checkpoint=self.plan.checkpoint)
+        return self.first.run(rows, None, self.tensors, dropout=dropout, checkpoint=self.plan.checkpoint)
 
     def tail_loss(self, batch: Batch, h_BTD: Tensor, label_tokens: int, dropout: Dropout | None = None) -> Tensor:
         """The batch's share of the step's mean loss, from the body's output."""
-        h_BTD = self.last.run(batch.rows, h_BTD, self.params, dropout=dropout, checkpoint=self.plan.checkpoint)
-        return self.last.loss(batch.rows, h_BTD, batch.labels, label_tokens, self.params, dropout=dropout)
+        h_BTD = self.last.run(batch.rows, h_BTD, self.tensors, dropout=dropout, checkpoint=self.plan.checkpoint)
+        return self.last.loss(batch.rows, h_BTD, batch.labels, label_tokens, self.tensors, dropout=dropout)
 
     def loss(self, batch: Batch, label_tokens: int, dropout: Dropout | None = None) -> Tensor:
         """The batch's share of the step's mean loss, all segments being here."""
         h_BTD = self.front(batch.rows, dropout)
-        return self.first.loss(batch.rows, h_BTD, batch.labels, label_tokens, self.params, dropout=dropout)
+        return self.first.loss(batch.rows, h_BTD, batch.labels, label_tokens, self.tensors, dropout=dropout)
 
     def step(self, clip: float, rate: float) -> None:
         if self._optimizer is not None:

@@ -81,14 +81,14 @@ def local_logits(base: Base, exported: Exported, device: str = "cpu") -> Logits:
 
     def logits(rows: Rows) -> NDArray[np.float32]:
         with torch.no_grad():
-            return last_logits(part, rows, part.first.run(rows, None, part.params))
+            return last_logits(part, rows, part.first.run(rows, None, part.tensors))
 
     return logits
 
 
 def last_logits(part: ClientPart, rows: Rows, h_BTD: Tensor) -> NDArray[np.float32]:
     """Logits of the client's own head as float32, for language models at each sample's last token."""
-    return at_last(part.task, rows, part.last.logits(rows, h_BTD, part.params))
+    return at_last(part.task, rows, part.last.logits(rows, h_BTD, part.tensors))
 
 
 def at_last(task: Task, rows: Rows, logits: Tensor) -> NDArray[np.float32]:

@@ -27,6 +27,8 @@ from fedsplit.seeds import generator
 
 HeadPolicy = Literal["fedavg", "frozen", "local"]
 Weighted = Sequence[tuple[ClientUpdate, float]]
+Cuts = dict[tuple[ModuleKey, int], LowRank]
+"""Factors of one state by module and rank, as ``for_client`` has cut or grown them."""
 
 
 def run_round(
@@ -92,23 +94,36 @@ def refuse_stranger(state: GlobalState, update: ClientUpdate) -> None:
 
 
 def for_client(
-    state: GlobalState, method: Method | Phases, *, layers: Collection[int] | None = None, ask: Ask | None = None
+    state: GlobalState,
+    method: Method | Phases,
+    *,
+    layers: Collection[int] | None = None,
+    ask: Ask | None = None,
+    cuts: Cuts | None = None,
 ) -> dict[ModuleKey, LowRank]:
     """The factors a client starts the round from: those of ``layers``, cut or grown to the ranks that the method gives
     this client (``ask``; None: as they are).
 
     A grown module gets random rows of A (the same for all clients) and zero columns of B: the function is unchanged
     and the new components can learn, which they could not with both zero.
+
+    ``cuts``: what other clients of this state were given, to be looked up and added to.
     """
     chosen = select(state.adapter, layers=layers)
     if ask is None:
         return chosen
-    rule = method.at(state.round).ranks
-    return {key: _fitted(rule, part, key, ask) for key, part in chosen.items()}
+    rule, known = method.at(state.round).ranks, {} if cuts is None else cuts
+    found = {}
+    for key, part in chosen.items():
+        rank = rule.of(ask, key)
+        if (key, rank) not in known:
+            known[key, rank] = _fitted(rule, part, rank, key, ask)
+        found[key] = known[key, rank]
+    return found
 
 
-def _fitted(rule: RankRule, part: LowRank, key: ModuleKey, ask: Ask) -> LowRank:
-    rank, n = rule.of(ask, key), part.shape[1]
+def _fitted(rule: RankRule, part: LowRank, rank: int, key: ModuleKey, ask: Ask) -> LowRank:
+    n = part.shape[1]
     if part.rank > rank:
         part = rule.reduce(part.astype("float64"), rank).astype(part.dtype)
     if part.rank == rank:
@@ -259,4 +274,4 @@ def _forget(memory: dict[str, Array], prefix: str) -> None:
         del memory[name]
 
 
-__all__ = ["SERVER", "HeadPolicy", "for_client", "refuse_stranger", "run_round"]
+__all__ = ["SERVER", "Cuts", "HeadPolicy", "for_client", "refuse_stranger", "run_round"]

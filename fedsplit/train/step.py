@@ -95,7 +95,8 @@ def local_step(part: ClientPart, batches: Sequence[Batch], rate: float, at: At, 
     total = 0.0
     for micro, batch in enumerate(batches):
         loss = part.loss(batch, tokens, dropout(seed, at.client, at.first_step + at.step, micro))
-        loss.backward()
+        if loss.requires_grad:
+            loss.backward()
         total += float(loss.detach())
     examples = sum(batch.examples for batch in batches)
     norms = squares(part.params)

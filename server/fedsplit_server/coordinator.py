@@ -184,7 +184,7 @@ class Coordinator:
         raise RemoteProtocolError(f"the reply to this {type(message).__name__} was dropped to save memory")
 
     def _look(self, member: Member, packet: Packet) -> Out:
-        seat = self._letters.seat(member, self._rules.state)
+        seat = self._letters.seat(member, self._inference.state)
         return self._inference.answer(member.name, seat, packet)
 
     def _noted(self, outs: list[Out], now: float) -> list[Out]:

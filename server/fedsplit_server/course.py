@@ -242,7 +242,7 @@ class Course:
         self.phase, self._since = Phase.TRAIN, now
         members = [member for name in names if (member := self._roster.get(name)) is not None and member.here]
         seats = {m.name: self._letters.seat(m, state, self._era) for m in members if m.held_by_server is not None}
-        self._desk.open(self._opened(), state.adapter, state.head, seats)
+        self._desk.open(self._opened(), self._letters.common(state), state.head, seats)
         self._tell(RoundStarted(round=state.round, rounds=self._run.train.rounds, clients=names))
         return [out for member in members for out in self._write(member, now)]
 
@@ -253,7 +253,7 @@ class Course:
                 return self._open_round(now, again=opened)
             state = self._rules.state
             seat = self._letters.seat(member, state, self._era + 1)
-            self._desk.rejoin(member.name, seat, state.adapter, state.head)
+            self._desk.rejoin(member.name, seat, state.head)
         self._era += 1
         opened.eras[member.name] = self._era
         return self._write(member, now)

@@ -55,12 +55,14 @@ class Out:
 
 @dataclass(frozen=True)
 class Seat:
-    """What the desk knows of one client: its layers here, whether its front wants a gradient, its attempt (era)."""
+    """What the desk knows of one client: its layers here, the factors that they start from, whether its front wants a
+    gradient, its attempt (era)."""
 
     held: Held
     front_trains: bool
     labels_here: bool
     era: int = 0
+    factors: Adapter = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -88,19 +90,20 @@ class Desk:
         """Tokens of a forward, by client, step and micro-batch: its gradient has as many."""
         self._opened: Opened | None = None
 
-    def open(self, opened: Opened, adapter: Adapter, head: Head, seats: Mapping[str, Seat]) -> None:
-        """Start a round (again): what was kept of any earlier one is freed."""
+    def open(self, opened: Opened, common: Adapter, head: Head, seats: Mapping[str, Seat]) -> None:
+        """Start a round (again): what was kept of any earlier one is freed. ``common``: for a copy that all share."""
         self.close()
         self._opened, self._seats = opened, dict(seats)
         self._gate = gate(self._run.server.adapters, sorted(seats))
-        self._copies.open_round(adapter, head, {name: seat.held for name, seat in seats.items()})
+        own = {name: seat.factors for name, seat in seats.items()}
+        self._copies.open_round(common, head, {name: seat.held for name, seat in seats.items()}, own)
 
-    def rejoin(self, name: str, seat: Seat, adapter: Adapter, head: Head) -> None:
+    def rejoin(self, name: str, seat: Seat, head: Head) -> None:
         """One client starts the open round from the beginning; only where it trains a copy of its own."""
         assert not self._copies.shared
         self.leave(name)
         self._seats[name] = seat
-        self._copies.reopen(name, adapter, head, seat.held)
+        self._copies.reopen(name, seat.factors, head, seat.held)
 
     def close(self) -> None:
         for name in list(self._seats):

@@ -21,7 +21,7 @@ from fedsplit.train.copies import Copies
 from fedsplit.wire import WireTensor
 from fedsplit.wire.ends import Incoming, ServerEnd
 from fedsplit.wire.messages import Bye, Chunk, DataSummary, Fetch, Refuse
-from fedsplit_server.admission import Admission
+from fedsplit_server.admission import Admission, Planner
 from fedsplit_server.assets import Assets
 from fedsplit_server.coordinator import Coordinator
 from fedsplit_server.course import Course
@@ -31,6 +31,7 @@ from fedsplit_server.keeper import Keeper
 from fedsplit_server.letters import Letters
 from fedsplit_server.meter import Meter
 from fedsplit_server.planning import Planning
+from fedsplit_server.portions import Portions
 from fedsplit_server.roster import Roster
 
 TICK_S = 0.5
@@ -39,7 +40,8 @@ TICK_S = 0.5
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """What a host is made of. ``invite``: what a hello must bring (hex). ``era``: above every earlier start's,
-    so that nothing from before a crash is taken for an attempt of now. ``server``: this machine, for the planner."""
+    so that nothing from before a crash is taken for an attempt of now. ``server``: this machine, for the planner.
+    ``planner``: another one than the run's own."""
 
     run: RunFile
     base: Base
@@ -50,6 +52,7 @@ class Parts:
     era: int = 0
     keep_open: bool = False
     server: DeviceProfile | None = None
+    planner: Planner | None = None
 
 
 class Host:
@@ -64,14 +67,15 @@ class Host:
         desk = Desk(engine, Copies(engine.segment, run.server.adapters, run.train, keeper.optimizer), run)
         inference = Inference(engine, run.model)
         head_modules = [key for key in keys(engine.segment) if key.layer < 0]
-        letters = Letters(head_modules, own_heads=run.model.head == "local")
+        portions = Portions(keeper.method, rank=run.lora.rank, seed=run.run.seed, num_layers=parts.base.num_layers)
+        letters = Letters(portions, head_modules, heads_return=run.model.head == "fedavg")
         self.course = Course(
             run,
             keeper,
             self.roster,
             desk,
             letters,
-            use=lambda state: inference.use(state.adapter, state.head),
+            use=inference.use,
             tell=self._tell,
             now=self._ticked,
             era=parts.era,
@@ -80,7 +84,7 @@ class Host:
         self._coordinator = Coordinator(
             run,
             keeper,
-            _admission(parts, self.roster),
+            _admission(parts, self.roster, portions),
             self.roster,
             desk,
             inference,
@@ -189,11 +193,11 @@ class Host:
         self._emit(event)
 
 
-def _admission(parts: Parts, roster: Roster) -> Admission:
-    planning = Planning(parts.run, parts.base, parts.server)
+def _admission(parts: Parts, roster: Roster, portions: Portions) -> Admission:
+    planning = parts.planner or Planning(parts.run, parts.base, parts.server)
 
     def plan(name: str, profile: DeviceProfile, data: DataSummary, topology: str) -> ClientPlan:
-        chosen = planning(name, profile, data, topology)
+        chosen = portions.ranked(planning(name, profile, data, topology), parts.keeper.state)
         parts.keeper.planned(chosen)
         return chosen
 

@@ -42,7 +42,7 @@ class Keeper:
         emit: Emit,
         validate: Validate | None = None,
     ) -> None:
-        self._run, self._folder, self._journal, self._method, self._emit = run, folder, journal, method, emit
+        self._run, self._folder, self._journal, self.method, self._emit = run, folder, journal, method, emit
         self._validate = validate
         self._selection = Selection(metric=metric_of(run.model.task, run.evaluate.metric))
         self._best_metrics: dict[str, float] = {}
@@ -79,7 +79,7 @@ class Keeper:
     ) -> list[str]:
         """Merge, checkpoint; notes on what was left out."""
         policy = self._run.model.head
-        state = run_round(self.state, updates, self._method, head_policy=policy, seed=self._run.run.seed)
+        state = run_round(self.state, updates, self.method, head_policy=policy, seed=self._run.run.seed)
         # A round whose result is not usable counts as held: the state stays, the run goes on.
         self.state, self.optimizer = replace(state, round=opened.round + 1), dict(optimizer)
         self._save()

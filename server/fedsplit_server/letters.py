@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
 import numpy as np
 
 from fedsplit.errors import Refused, RemoteProtocolError
-from fedsplit.lora.adapter import ModuleKey, flatten, unflatten
+from fedsplit.lora.adapter import Adapter, ModuleKey, flatten, unflatten
+from fedsplit.lora.lowrank import LowRank
 from fedsplit.method.record import ClientUpdate, GlobalState
 from fedsplit.wire import WireTensor
 from fedsplit.wire.messages import Evaluate, Finish, Start, Update
 from fedsplit_server.desk import Opened, Out, Seat
+from fedsplit_server.portions import Portions
 from fedsplit_server.roster import Member
 from fedsplit_server.rounds import OpenMeasure
 
 
 class Letters:
-    """``head_modules``: adapted modules outside the layers that go with the head, at the server in topology ``v``.
-
-    ``own_heads``: every client keeps its head to itself.
+    """``portions`` cuts what a client gets to its plan. ``head_modules``: adapted modules outside the layers that go
+    with the head, at the server in topology ``v``. ``heads_return``: the head that a client holds comes back with its
+    update; it does not where it is frozen, or every client's own.
     """
 
-    def __init__(self, head_modules: Collection[ModuleKey] = (), *, own_heads: bool = False) -> None:
-        self._head_modules, self._own_heads = frozenset(head_modules), own_heads
+    def __init__(
+        self, portions: Portions, head_modules: Collection[ModuleKey] = (), *, heads_return: bool = True
+    ) -> None:
+        self._portions, self._head_modules = portions, frozenset(head_modules)
+        self._heads_return = heads_return
 
     def start(self, member: Member, opened: Opened, era: int, state: GlobalState) -> Out:
         """The round begins (again) for this client."""
@@ -46,10 +50,20 @@ class Letters:
         return Out(member.name, message, self.factors(member, state))
 
     def factors(self, member: Member, state: GlobalState) -> dict[str, WireTensor]:
-        """The factors of what the client holds, and the head where it holds that."""
-        adapter = {key: part for key, part in state.adapter.items() if self._holds(member, key)}
-        arrays = flatten(adapter, state.head if member.holds_head else {})
+        """The factors of what the client holds, trained there or not, and the head where it holds that."""
+        arrays = flatten(self._held(member, state), state.head if member.holds_head else {})
         return {name: WireTensor.of(array) for name, array in arrays.items()}
+
+    def due(self, member: Member, state: GlobalState) -> dict[str, WireTensor]:
+        """Like ``factors``, of what the client trains: tensors of these shapes come back."""
+        resting = {layer.layer for layer in member.plan.layers if not layer.trains}
+        adapter = {key: part for key, part in self._held(member, state).items() if key.layer not in resting}
+        arrays = flatten(adapter, state.head if member.holds_head and self._heads_return else {})
+        return {name: WireTensor.of(array) for name, array in arrays.items()}
+
+    def common(self, state: GlobalState) -> Adapter:
+        """What a copy that all clients share starts from."""
+        return self._portions.common(state)
 
     def arrived(
         self, member: Member, update: Update, tensors: Mapping[str, WireTensor], state: GlobalState
@@ -59,8 +73,7 @@ class Letters:
         :raises Refused: it has others; says which.
         """
         found = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-        due = self.factors(member, state if not self._own_heads else replace(state, head={}))
-        wanted = {name: (tensor.dtype, tensor.shape) for name, tensor in due.items()}
+        wanted = {name: (tensor.dtype, tensor.shape) for name, tensor in self.due(member, state).items()}
         wrong = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         if wrong:
             name = wrong[0]
@@ -88,9 +101,11 @@ class Letters:
         layers = (layer for layer in member.plan.layers if layer.place == "client" and layer.layer < held.lo)
         embedding = any(key.layer < 0 and key not in self._head_modules for key in state.adapter)
         trains = embedding or any(layer.trains for layer in layers)
-        return Seat(held, front_trains=trains, labels_here=held.head, era=era)
+        here = {*range(held.lo, held.hi), *((-1,) if held.head else ())}
+        factors = self._portions.of(member.plan, state, here)
+        return Seat(held, front_trains=trains, labels_here=held.head, era=era, factors=factors)
 
-    def _holds(self, member: Member, key: ModuleKey) -> bool:
-        if key.layer < 0:
-            return member.holds_head or key not in self._head_modules
-        return key.layer in member.client_layers
+    def _held(self, member: Member, state: GlobalState) -> dict[ModuleKey, LowRank]:
+        outside = frozenset() if member.holds_head else self._head_modules
+        adapter = self._portions.of(member.plan, state, {-1, *member.client_layers})
+        return {key: part for key, part in adapter.items() if key not in outside}

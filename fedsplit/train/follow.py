@@ -1,0 +1,42 @@
+"""Can this device do what its plan says? Asked before anything is loaded: a plan is followed as it is, or refused."""
+
+from __future__ import annotations
+
+from fedsplit.config.run import RunFile
+from fedsplit.errors import PlanError
+from fedsplit.plan.types import ClientPlan
+from fedsplit.plan.work import DTYPE_BYTES
+from fedsplit.split.spans import client_spans
+
+
+def check_plan(plan: ClientPlan, run: RunFile, num_layers: int) -> None:
+    """Raises PlanError where the plan asks for what this version does not do, with all that it found.
+
+    A plan without layers (a model that only answers) says nothing about them.
+    """
+    found = _problems(plan, run, num_layers) if plan.layers else []
+    if found:
+        raise PlanError(
+            f"the plan of {plan.client} cannot be followed here: {'; '.join(found)}; use the same version of fedsplit "
+            "on the server and the devices"
+        )
+
+
+def _problems(plan: ClientPlan, run: RunFile, num_layers: int) -> list[str]:
+    held = {layer for span in client_spans(plan, num_layers) for layer in range(span.lo, span.hi)}
+    mine = [layer for layer in plan.layers if layer.place == "client"]
+    bits = 8 * DTYPE_BYTES[run.model.dtype]
+    found = []
+    if held != {layer.layer for layer in mine}:
+        named = sorted(layer.layer for layer in mine)
+        cut = f"{plan.topology} ({plan.cut.c1}, {plan.cut.c2})"
+        found.append(f"found layers {named} on the device, expected {sorted(held)} for {cut}")
+    if other := sorted({layer.bits for layer in mine} - {bits}):
+        found.append(f"found weights of {other[0]} bits, expected {bits} as in model.dtype = {run.model.dtype}")
+    if other_densities := sorted({layer.density for layer in mine} - {1.0}):
+        found.append(f"found density {other_densities[0]}, expected 1.0")
+    if low := sorted(layer.layer for layer in mine if layer.trains and layer.rank < 1):
+        found.append(f"found rank 0 in layer {low[0]}, which trains, expected 1 or more")
+    if {plan.wire_up, plan.wire_down} != {"raw"}:
+        found.append(f"found wire codecs {plan.wire_up} up and {plan.wire_down} down, expected raw")
+    return found

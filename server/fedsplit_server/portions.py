@@ -1,0 +1,60 @@
+"""What of the global factors goes to one client: the layers it is asked for, at the ranks of its plan.
+
+The ranks part of the method decides (``uniform`` and ``per_device`` take the plan's), and cuts or grows. What was cut
+is kept by module and rank until the state changes: most clients share their ranks, and an SVD a client would add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import msgspec
+
+from fedsplit.lora.adapter import ModuleKey
+from fedsplit.lora.lowrank import LowRank
+from fedsplit.method.parts import Ask
+from fedsplit.method.record import SERVER, GlobalState, Method, Phases
+from fedsplit.plan.types import ClientPlan
+from fedsplit.train.round import Cuts, for_client
+
+
+class Portions:
+    """``rank``: the run file's, for modules outside the layers and for a copy that all clients share."""
+
+    def __init__(self, method: Method | Phases, *, rank: int, seed: int, num_layers: int) -> None:
+        self._method, self._rank, self._seed, self._num_layers = method, rank, seed, num_layers
+        self._state: GlobalState | None = None
+        self._cuts: Cuts = {}
+
+    def of(self, plan: ClientPlan, state: GlobalState, layers: Collection[int]) -> dict[ModuleKey, LowRank]:
+        """The factors of ``layers`` (-1: those outside the layers) as the client of ``plan`` works with them."""
+        ranks = {layer.layer: layer.rank for layer in plan.layers}
+        groups: dict[int, set[int]] = {}
+        for layer in layers:
+            groups.setdefault(ranks.get(layer, self._rank), set()).add(layer)
+        found: dict[ModuleKey, LowRank] = {}
+        for rank, some in groups.items():
+            ask = self._ask(plan.client, rank, state.round)
+            found |= for_client(state, self._method, layers=some, ask=ask, cuts=self._known(state))
+        return dict(sorted(found.items()))
+
+    def common(self, state: GlobalState) -> dict[ModuleKey, LowRank]:
+        """What a copy of all clients starts from: every module, at the run file's rank."""
+        ask = self._ask(SERVER, self._rank, state.round)
+        return for_client(state, self._method, ask=ask, cuts=self._known(state))
+
+    def ranked(self, plan: ClientPlan, state: GlobalState) -> ClientPlan:
+        """The plan with the ranks that the method gives this client, which may have a table of its own."""
+        given: dict[int, int] = {}
+        for key, part in self.of(plan, state, {layer.layer for layer in plan.layers}).items():
+            given[key.layer] = max(part.rank, given.get(key.layer, 0))
+        layers = tuple(msgspec.structs.replace(layer, rank=given.get(layer.layer, layer.rank)) for layer in plan.layers)
+        return msgspec.structs.replace(plan, layers=layers)
+
+    def _ask(self, client: str, rank: int, round: int) -> Ask:
+        return Ask(round=round, client=client, seed=self._seed, layers=self._num_layers, rank=rank)
+
+    def _known(self, state: GlobalState) -> Cuts:
+        if self._state is not state:
+            self._state, self._cuts = state, {}
+        return self._cuts
