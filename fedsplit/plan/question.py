@@ -9,6 +9,7 @@ import msgspec
 
 from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.plan.consent import Shown, shown, within
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.options import Option, candidates, price, splits
 from fedsplit.plan.types import Cut, Topology
@@ -40,6 +41,8 @@ class Question:
     allowed: Collection[Topology] | None
     clients: int
     share: float
+    agreed: Shown | None = None
+    """The most that the device's owner agreed to show; None: whatever the policy allows."""
 
 
 def questions(
@@ -50,6 +53,7 @@ def questions(
     server: DeviceProfile | None = None,
     data: Mapping[str, DataLike] | None = None,
     allowed: Collection[Topology] | None = None,
+    agreed: Mapping[str, Shown] | None = None,
 ) -> dict[str, Question]:
     """One question a client, in name order. Each gets an equal share of the server."""
     fixed = {section.name: section for section in run.clients}
@@ -65,6 +69,7 @@ def questions(
             allowed=allowed,
             clients=sharing,
             share=1 / sharing,
+            agreed=(agreed or {}).get(name),
         )
         for name in sorted(devices)
     }
@@ -79,6 +84,9 @@ def step_of(question: Question) -> tuple[list[tuple[Topology, Cut]], list[Work],
     """(what may be planned, the step in ever more micro-batches, why others may not be planned)."""
     fixed, run = question.fixed, question.run
     chosen, why_not = candidates(question.card.num_layers, run.policy, fixed, question.allowed)
+    if (agreed := question.agreed) is not None:
+        chosen = [one for one in chosen if within(shown(*one, question.card.num_layers), agreed)]
+        why_not = [*why_not, *([] if chosen else ["every other plan shows the operator more than the owner agreed to"])]
     return chosen, splits(work_of(question.card, run, question.data, batch=fixed.batch if fixed else 0)), why_not
 
 
@@ -106,4 +114,4 @@ def alike(question: Question) -> tuple[bytes, bytes]:
     counts = (question.data.tokens_mean, question.data.tokens_max) if question.data else None
     fixed = question.fixed
     section = (fixed.topology, fixed.cut, fixed.batch, fixed.threads) if fixed else None
-    return msgspec.json.encode((counts, section)), msgspec.json.encode(question.device)
+    return msgspec.json.encode((counts, section, question.agreed)), msgspec.json.encode(question.device)

@@ -18,6 +18,7 @@ from fedsplit.devices.profile import DeviceProfile
 from fedsplit.devices.units import duration
 from fedsplit.errors import PlanError
 from fedsplit.plan.card import check_targets
+from fedsplit.plan.consent import Shown
 from fedsplit.plan.explain import binding, reasons
 from fedsplit.plan.exposure import exposure
 from fedsplit.plan.fleet import balance
@@ -40,18 +41,20 @@ def solve(
     round: int = 0,
     data: Mapping[str, DataLike] | None = None,
     allowed: Collection[Topology] | None = None,
+    agreed: Mapping[str, Shown] | None = None,
 ) -> Plan:
     """Plan all ``devices`` (client name → profile) for one round.
 
     ``data``: counts of each client's tokens; absent: rows of ``model.max_length``. ``allowed``: topologies that the
-    method or the device's owner admits; None: all. Values that ``run.clients`` fixes for a name are kept.
+    method or the device's owner admits; None: all. ``agreed``: the most that each owner agreed to show. Values that
+    ``run.clients`` fixes for a name are kept.
     Raises PlanError where nothing fits (constraint, nearest plan, smallest change), or for an empty fleet;
     ConfigError for LoRA targets the model does not have.
     """
     if not devices:
         raise PlanError("there is no device to plan for; add [[clients]] to the run file or give a fleet")
     check_targets(card, run.lora.targets)
-    asked, bound_s = balance(questions(card, devices, run, server=server, data=data, allowed=allowed))
+    asked, bound_s = balance(questions(card, devices, run, server=server, data=data, allowed=allowed, agreed=agreed))
     plans = _plans(asked)
     _check_server(card, plans, run, server)
     return sealed(Plan(round=round, clients=tuple(plans), seed=run.run.seed, reasons=_notes(plans, server, bound_s)))

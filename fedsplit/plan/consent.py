@@ -1,0 +1,57 @@
+"""What a device's owner agreed to, and whether another plan stays within it.
+
+Plans may change between rounds without asking again, so the new one must be the same work and may show the operator no
+more. How much of the input is shown goes by four classes, the ones that ``exposure`` has words for: none (``local``),
+a deep front, a shallow one, the input itself. Both ends look: the server does not offer what is worse, the device does
+not take it.
+"""
+
+from __future__ import annotations
+
+from fedsplit.plan.exposure import SHALLOW
+from fedsplit.plan.options import describe
+from fedsplit.plan.types import ClientPlan, Cut, Topology
+
+Shown = tuple[int, bool]
+"""(class of the input: 0 none, 1 after a deep front, 2 after a shallow one, 3 itself; whether the labels are)."""
+_SEEN = ("nothing of single rows", "activations of deeper layers", "activations of the first layers", "the input")
+
+
+def shown(topology: Topology, cut: Cut, num_layers: int) -> Shown:
+    """What the operator gets to see of a row."""
+    if topology is Topology.LOCAL:
+        return 0, False
+    if cut.c1 == 0:
+        return 3, topology is Topology.V
+    return 2 if cut.c1 <= SHALLOW * num_layers else 1, topology is Topology.V
+
+
+def within(found: Shown, agreed: Shown) -> bool:
+    """Whether ``found`` shows no more than ``agreed``, neither of the input nor of the labels."""
+    return found[0] <= agreed[0] and found[1] <= agreed[1]
+
+
+def shown_by(plan: ClientPlan) -> Shown:
+    return shown(plan.topology, plan.cut, len(plan.layers))
+
+
+def same_work(plan: ClientPlan, other: ClientPlan) -> bool:
+    """Whether the two differ only in who computes what: then every result has the same bits."""
+    return _work(plan) == _work(other)
+
+
+def objection(agreed: ClientPlan, now: ClientPlan, offered: ClientPlan) -> str:
+    """Why ``offered`` cannot follow ``now`` without asking the owner, who ``agreed`` to another; empty: it can."""
+    if not same_work(now, offered):
+        return "it trains something else than the plan before"
+    found, most = shown_by(offered), shown_by(agreed)
+    if within(found, most):
+        return ""
+    what = "the labels" if found[1] > most[1] else _SEEN[found[0]]
+    names = describe(offered.topology, offered.cut), describe(agreed.topology, agreed.cut)
+    return f"{names[0]} would show the operator {what}; agreed was {names[1]}"
+
+
+def _work(plan: ClientPlan) -> tuple[object, ...]:
+    layers = tuple((layer.layer, layer.trains, layer.rank, layer.bits, layer.density) for layer in plan.layers)
+    return plan.client, plan.batch, plan.micro_batches, plan.wire_up, plan.wire_down, plan.dtype, layers
