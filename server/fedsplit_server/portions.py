@@ -28,7 +28,7 @@ class Portions:
 
     def of(self, plan: ClientPlan, state: GlobalState, layers: Collection[int]) -> dict[ModuleKey, LowRank]:
         """The factors of ``layers`` (-1: those outside the layers) as the client of ``plan`` works with them."""
-        ranks = {layer.layer: layer.rank for layer in plan.layers}
+        ranks = {layer.layer: layer.rank for layer in plan.layers if layer.rank}
         groups: dict[int, set[int]] = {}
         for layer in layers:
             groups.setdefault(ranks.get(layer, self._rank), set()).add(layer)
@@ -48,7 +48,10 @@ class Portions:
         given: dict[int, int] = {}
         for key, part in self.of(plan, state, {layer.layer for layer in plan.layers}).items():
             given[key.layer] = max(part.rank, given.get(key.layer, 0))
-        layers = tuple(msgspec.structs.replace(layer, rank=given.get(layer.layer, layer.rank)) for layer in plan.layers)
+        layers = tuple(
+            msgspec.structs.replace(layer, rank=given.get(layer.layer, layer.rank)) if layer.trains else layer
+            for layer in plan.layers
+        )
         return msgspec.structs.replace(plan, layers=layers)
 
     def _ask(self, client: str, rank: int, round: int) -> Ask:

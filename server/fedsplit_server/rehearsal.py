@@ -1,48 +1,51 @@
 """A method is tried on three made-up clients before any device trains for it.
 
-What a merge function does is known only by running it: one that folds into the base weights, lets the ranks grow or
-raises would otherwise end the run at its first round, after the devices' work.
+What a merge function does is known only by running it: one that folds into the base weights, cannot take the ranks that
+devices may have or raises would otherwise end the run at its first round, after the devices' work.
 """
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
 
 from fedsplit.errors import ConfigError, FedsplitError, Problem
 from fedsplit.lora.adapter import ModuleKey
 from fedsplit.lora.lowrank import LowRank
-from fedsplit.method.parts import Merge
+from fedsplit.method.parts import Ask, Merge
 from fedsplit.method.record import ClientUpdate, GlobalState, Method, Phases, part_name
 from fedsplit.seeds import generator
-from fedsplit.train.round import run_round
+from fedsplit.train.round import for_client, run_round
 
-_SHAPES = {ModuleKey(0, "rehearsal.narrow"): (7, 11, 3), ModuleKey(1, "rehearsal.wide"): (13, 5, 2)}
-"""(M, N, R), all different: a transposed product cannot pass."""
+_SHAPES = {ModuleKey(0, "rehearsal.narrow"): (7, 11), ModuleKey(1, "rehearsal.wide"): (13, 5)}
+"""(M, N), all different, as is the rank: a transposed product cannot pass."""
+_RANK = 3
 _EXAMPLES = {"first": 2, "second": 3, "third": 5}
+_MIXED = {"first": 3, "second": 2, "third": 1}
+"""Ranks where devices may have different ones."""
 
 
-def rehearse(method: Method | Phases, name: str) -> None:
+def rehearse(method: Method | Phases, name: str, *, mixed: bool = False) -> None:
     """Two rounds of every phase on small random factors. ``name``: the run file's ``method.name``.
 
-    :raises ConfigError: merging fails, folds into the base weights, or changes the shape or rank of a module; devices
-        follow none of these yet.
+    ``mixed``: with clients of different ranks. What merging does to the rank is its own affair: every client starts
+    the next round from factors of its own rank.
+    :raises ConfigError: merging fails, folds into the base weights (devices do not follow that yet), or changes the
+        shape of a module.
     """
     phases = zip(method.starts, method.methods, strict=True) if isinstance(method, Phases) else [(0, method)]
     for start, phase in phases:
         _refuse_declared_folds(phase, name)
-        state = replace(GlobalState.first(_factors("global")), round=start)
+        state = replace(GlobalState.first(_factors("global", dict.fromkeys(_SHAPES, _RANK))), round=start)
         for _ in range(2):
-            state = _round(state, phase, name)
+            state = _round(state, phase, name, _MIXED if mixed else {})
 
 
-def _round(state: GlobalState, method: Method, name: str) -> GlobalState:
-    updates = [
-        ClientUpdate(client=client, examples=examples, base_version=0, adapter=_factors(client))
-        for client, examples in _EXAMPLES.items()
-    ]
+def _round(state: GlobalState, method: Method, name: str, ranks: Mapping[str, int]) -> GlobalState:
     try:
+        updates = [_update(client, state, method, ranks.get(client, _RANK)) for client in _EXAMPLES]
         after = run_round(state, updates, method)
     except FedsplitError:
         raise
@@ -54,12 +57,19 @@ def _round(state: GlobalState, method: Method, name: str) -> GlobalState:
         fix = "return Merged(adapter=...) without fold; devices do not apply folds yet"
         raise _wrong(name, f"merge = {part_name(method.merge)} returns a fold", "an adapter only", fix)
     for key, part in after.adapter.items():
-        m, n, rank = _SHAPES[key]
-        if part.shape != (m, n) or part.rank != rank:
-            found = f"parts of {m} x {n} at rank {rank} become {part.shape[0]} x {part.shape[1]} at rank {part.rank}"
-            fix = "end with .truncate(parts[0].rank); devices keep the rank of the run file"
-            raise _wrong(name, f"merge = {part_name(method.merge)}: {found}", "the same shape and rank", fix)
+        if part.shape != _SHAPES[key]:
+            (m, n), (rows, columns) = _SHAPES[key], part.shape
+            found = f"parts of {m} x {n} become {rows} x {columns}"
+            fix = "keep the rows of B and the columns of A as they are; only the rank may change"
+            raise _wrong(name, f"merge = {part_name(method.merge)}: {found}", "the same shape", fix)
     return after
+
+
+def _update(client: str, state: GlobalState, method: Method, rank: int) -> ClientUpdate:
+    """As if ``client`` had trained what it would be given."""
+    ask = Ask(round=state.round, client=client, seed=0, layers=len(_SHAPES), rank=rank)
+    ranks = {key: part.rank for key, part in for_client(state, method, ask=ask).items()}
+    return ClientUpdate(client=client, examples=_EXAMPLES[client], base_version=0, adapter=_factors(client, ranks))
 
 
 def _refuse_declared_folds(method: Method, name: str) -> None:
@@ -74,10 +84,10 @@ def _wrong(name: str, found: str, expected: str, fix: str) -> ConfigError:
     return ConfigError([Problem("method.name", f"{name!r}, {found}", expected, fix)])
 
 
-def _factors(client: str) -> dict[ModuleKey, LowRank]:
+def _factors(client: str, ranks: Mapping[ModuleKey, int]) -> dict[ModuleKey, LowRank]:
     made = {}
-    for key, (m, n, rank) in _SHAPES.items():
-        source = generator("rehearsal", client, str(key))
+    for key, (m, n) in _SHAPES.items():
+        source, rank = generator("rehearsal", client, str(key)), ranks[key]
         b_MR, a_RN = (source.standard_normal(size).astype("float32") for size in ((m, rank), (rank, n)))
         made[key] = LowRank(b_MR, a_RN)
     return made

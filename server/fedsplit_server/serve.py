@@ -125,10 +125,17 @@ def described(own: DeviceProfile) -> str:
 def method_of(run: RunFile) -> Method | Phases:
     """The run's method; one from a file was made absolute when the run file was read.
 
-    :raises ConfigError: unknown, does not merge three made-up clients, or asks of devices what they do not do yet.
+    :raises ConfigError: unknown, does not merge three made-up clients, asks of devices what they do not do yet, or
+        wants one rank where ``plan.ranks`` allows more.
     """
     method = build_method(run.method.name, run.method.options, folder=Path())
-    rehearse(method, run.method.name)
+    mixed = any(rank != run.lora.rank for rank in run.plan.ranks)
+    phases = method.methods if isinstance(method, Phases) else (method,)
+    if mixed and not all(phase.unequal_ranks for phase in phases):
+        fix = "leave plan.ranks empty, or take a method that merges unequal ranks (fedsplit methods)"
+        found = f"{list(run.plan.ranks)} with method {run.method.name!r}"
+        raise ConfigError([Problem("plan.ranks", found, f"lora.rank = {run.lora.rank} alone", fix)])
+    rehearse(method, run.method.name, mixed=mixed)
     return method
 
 

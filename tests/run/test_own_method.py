@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedsplit.config.load import load, loads
-from fedsplit.errors import ConfigError, IncompatibleParts
+from fedsplit.errors import ConfigError, FedsplitError, IncompatibleParts
 from fedsplit.method import Method, mean
 from fedsplit.method.check import check
 from fedsplit.method.registry import find
@@ -68,7 +68,10 @@ def test_a_plain_function_that_only_averages_is_taken(tmp_path: Path) -> None:
     ("body", "words"),
     [
         ("return Merged(mean(parts, p_K), fold=total(parts, p_K))", ("merge = merge returns a fold", "without fold")),
-        ("return Merged(total(parts, p_K))", ("7 x 11 at rank 3 become 7 x 11 at rank 7", "truncate(parts[0].rank)")),
+        (
+            "return Merged(type(parts[0])(parts[0].B_MR[:3], parts[0].A_RN))",
+            ("7 x 11 become 3 x 11", "rank may change"),
+        ),
         ("return mean(parts, p_K)", ("merge returns LowRank, expected Merged", "return Merged(adapter=...)")),
         ("return Merged(parts[7])", ("with 3 made-up clients fails: IndexError", "own.py:9")),
     ],
@@ -78,6 +81,23 @@ def test_what_devices_cannot_follow_is_refused_by_what_it_does(
 ) -> None:
     message = refused(tmp_path, body)
     assert all(word in message for word in words), message
+
+
+def test_a_merge_that_lets_the_rank_grow_is_taken(tmp_path: Path) -> None:
+    """The ranks part cuts the sum to every client's rank before the next round."""
+    path = tmp_path / "own.py"
+    path.write_text(METHOD.format("return Merged(total(parts, p_K))", "merge"), "utf-8")
+    for ranks in ([], [2, 1]):
+        assert method_of(loads(run_file({"a": ""}, method__name=f"{path}:mine", plan__ranks=ranks))).name == "mine"
+
+
+def test_mixed_ranks_need_a_method_that_takes_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"plan\.ranks: found \[1\] with method 'fedavg'"):
+        method_of(loads(run_file({"a": ""}, plan__ranks=[1])))
+    path = tmp_path / "own.py"
+    path.write_text(METHOD.format("return Merged(mean(parts, p_K))", "merge"), "utf-8")
+    with pytest.raises(FedsplitError, match="clients sent ranks 1, 2, 3 for one module"):
+        method_of(loads(run_file({"a": ""}, method__name=f"{path}:mine", plan__ranks=[2, 1])))
 
 
 def test_declared_folds_are_refused_for_what_is_declared(tmp_path: Path) -> None:
