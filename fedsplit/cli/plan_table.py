@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsplit.devices.units import duration, rate, size, speed
-from fedsplit.plan.explain import MEMORY, TIME
+from fedsplit.plan.explain import MEMORY, TIME, lack
 from fedsplit.plan.memory import Memory, adapter_bytes
 from fedsplit.plan.options import Option, describe
 from fedsplit.plan.question import ASSUMED_SERVER, Question, options_of
@@ -144,7 +144,7 @@ def _candidates(question: Question, best: Option) -> Table:
     for header in ("plan", "a step", "memory", ""):
         table.add_column(header, justify="right" if header in ("a step", "memory") else "left")
     for option in options[:SHOWN]:
-        note = "chosen" if option == best else "" if option.fits else f"lacks {size(option.short_bytes)}"
+        note = "chosen" if option == best else "" if option.fits else lack(option)
         table.add_row(option.name, duration(option.times.total), size(option.memory.total), note)
     if len(options) > SHOWN:
         table.add_row("…", "", "", "")

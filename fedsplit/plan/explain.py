@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedsplit.config.run import ClientSection
+from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.devices.units import duration, size
 from fedsplit.plan.options import Option
 from fedsplit.plan.question import Question
@@ -72,6 +72,7 @@ def reasons(rivals: Rivals, best: Option, why_not: Sequence[str], question: Ques
         f"{best.name}: {size(best.memory.total)} of {size(budget)}{_others(rivals)}",
         f"of the memory, {_shares(best)}",
         f"of the time, {_times(best)}",
+        *_limits(best, question.run),
         *_compared(rivals),
         *why_not,
     ]
@@ -122,6 +123,25 @@ def _compared(rivals: Rivals) -> list[str]:
     """The fastest candidate of each other topology, and whether it fits."""
     found = []
     for option in rivals.fastest:
-        lacks = "" if option.fits else f", but lacks {size(option.short_bytes)} of {option.short_of}"
-        found.append(f"{option.name} would take {duration(option.times.total)} a step{lacks}")
+        but = "" if option.fits else f", but {lack(option)}"
+        found.append(f"{option.name} would take {duration(option.times.total)} a step{but}")
+    return found
+
+
+def lack(option: Option) -> str:
+    """Why a candidate does not fit."""
+    if option.short_bytes:
+        return f"lacks {size(option.short_bytes)} of {option.short_of}"
+    return f"its round takes {duration(option.round_s)}, {duration(option.late_s)} too long"
+
+
+def _limits(best: Option, run: RunFile) -> list[str]:
+    """What the policy limits, and how much of it this plan takes."""
+    found = []
+    if best.round_s:
+        of = f"{duration(run.policy.round_s)} of policy.round_s"
+        found.append(f"a round of {run.train.steps} steps and its transfer: {duration(best.round_s)} of the {of}")
+    if run.policy.max_server_bytes and best.topology is not Topology.LOCAL:
+        of = f"{size(run.policy.max_server_bytes)} of policy.max_server_bytes"
+        found.append(f"on the server, for this client alone: {size(best.server.total)} of the {of}")
     return found

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fedsplit.config.run import ClientSection, PolicySection
-from fedsplit.devices.profile import DeviceProfile
+from fedsplit.devices.profile import DeviceProfile, Link
+from fedsplit.plan.limits import DEADLINE, Limits
 from fedsplit.plan.memory import Memory, client_memory, server_memory
-from fedsplit.plan.timing import Times, step_times
+from fedsplit.plan.timing import ASSUMED_LINK, Times, step_times
 from fedsplit.plan.types import Cut, Topology
 from fedsplit.plan.work import Work
 
@@ -34,7 +35,8 @@ def ranked(choice: tuple[Topology, Cut]) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One candidate. ``short_bytes``: memory that it lacks on the device, or on the server; 0 where it fits."""
+    """One candidate. ``short_of``: what it lacks, empty where it fits: ``short_bytes`` of memory on the device or on
+    the server, or ``late_s`` in a round, which is planned to take ``round_s`` (0 where it has no limit)."""
 
     topology: Topology
     cut: Cut
@@ -44,10 +46,12 @@ class Option:
     times: Times
     short_bytes: int
     short_of: str = ""
+    round_s: float = 0.0
+    late_s: float = 0.0
 
     @property
     def fits(self) -> bool:
-        return self.short_bytes == 0
+        return not self.short_of
 
     @property
     def key(self) -> tuple[int, int, int, int, int]:
@@ -84,6 +88,8 @@ def refusal(topology: Topology, cut: Cut, policy: PolicySection, allowed: Collec
     """Why a rule of the run file (or of the method) forbids this cut; empty when it is allowed."""
     if allowed is not None and topology not in allowed:
         return f"{topology} is not among the topologies asked for: {', '.join(sorted(allowed))}"
+    if policy.topologies and topology not in policy.topologies:
+        return f"{topology} is not among policy.topologies: {', '.join(policy.topologies)}"
     if topology is Topology.LOCAL:
         return ""
     if topology is Topology.V and not policy.shares_labels:
@@ -135,13 +141,15 @@ def price(
     *,
     threads: int = 0,
     share: float = 1.0,
+    limits: Limits | None = None,
 ) -> Option:
     """The candidate with the first of ``works`` (fewest micro-batches first) that fits, else with the last one."""
+    bounds = limits or Limits(server_bytes=server.budget_bytes)
 
     def sized(work: Work) -> tuple[Work, Memory, Memory, int, str]:
         memory = client_memory(work, topology, cut).with_holes(work, device)
         remote = server_memory(work, topology, cut).with_holes(work, server)
-        return work, memory, remote, *_short(memory, remote, topology, device, server)
+        return work, memory, remote, *_short(memory, remote, topology, device, bounds)
 
     found = sized(works[0])
     if found[3] and len(works) > 1:
@@ -151,10 +159,20 @@ def price(
             found = next((other for other in map(sized, works[1:-1]) if not other[3]), found)
     work, memory, remote, short, of = found
     times = step_times(work, topology, cut, device, server, threads=threads, share=share)
-    return Option(
+    option = Option(
         topology=topology, cut=cut, work=work, memory=memory, server=remote, times=times, short_bytes=short,
         short_of=of,
     )  # fmt: skip
+    return dated(option, bounds, device.link or ASSUMED_LINK)
+
+
+def dated(option: Option, limits: Limits, link: Link) -> Option:
+    """The candidate with the seconds of its round, where these are limited: what takes longer does not fit."""
+    if not limits.dated:
+        return option
+    round_s = limits.planned_s(option.work, option.topology, option.cut, option.times.total, link)
+    late_s = max(0.0, round_s - limits.round_s)
+    return replace(option, round_s=round_s, late_s=late_s, short_of=option.short_of or (DEADLINE if late_s else ""))
 
 
 def splits(work: Work) -> list[Work]:
@@ -164,11 +182,11 @@ def splits(work: Work) -> list[Work]:
 
 
 def _short(
-    memory: Memory, remote: Memory, topology: Topology, device: DeviceProfile, server: DeviceProfile
+    memory: Memory, remote: Memory, topology: Topology, device: DeviceProfile, limits: Limits
 ) -> tuple[int, str]:
     short = memory.total - device.budget_bytes
     if short > 0:
         return short, "memory of the device"
-    if topology is not Topology.LOCAL and remote.total > server.budget_bytes:
-        return remote.total - server.budget_bytes, "memory of the server"
+    if topology is not Topology.LOCAL and remote.total > limits.server_bytes:
+        return remote.total - limits.server_bytes, limits.server_rule
     return 0, ""

@@ -13,10 +13,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.devices.profile import Link
 from fedsplit.plan.explain import Rivals
 from fedsplit.plan.grid import Floats, Grid, Ints
-from fedsplit.plan.memory import Memory, client_memory, server_memory
-from fedsplit.plan.options import HALF_STEP, SHIFT, Option, ranked
+from fedsplit.plan.limits import Limits, limits_of
+from fedsplit.plan.memory import Memory, client_memory, factor_bytes, server_memory
+from fedsplit.plan.options import HALF_STEP, SHIFT, Option, dated, ranked
 from fedsplit.plan.question import Question, server_of, step_of
 from fedsplit.plan.timing import ASSUMED_LINK, ENDS, Times, embedding_s, head_s, speed
 from fedsplit.plan.types import Topology
@@ -27,10 +29,12 @@ BLOCK = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Candidates of some devices: chosen micro-batches (an index into M), bytes, whether they fit, seconds by cause."""
+    """Candidates of some devices: chosen micro-batches (an index into M), bytes, whether they fit in memory and, at
+    these shares of the server, in the seconds of a round; seconds by cause."""
 
     micro_KO: Ints
     fits_KO: NDArray[np.bool_]
+    on_time_KO: NDArray[np.bool_]
     bytes_KO: Ints
     device_KO: Floats
     up_KO: Floats
@@ -38,6 +42,12 @@ class Block:
     down_KO: Floats
     latency_KO: Floats
     rank_KO: Ints
+
+    @cached_property
+    def usable_KO(self) -> NDArray[np.bool_]:
+        """What may be planned."""
+        both: NDArray[np.bool_] = self.fits_KO & self.on_time_KO
+        return both
 
     def times(self, row: int, column: int) -> Times:
         return Times(
@@ -70,6 +80,18 @@ class Shelf:
         return self._asked[1]
 
     @cached_property
+    def limits(self) -> Limits:
+        """What no plan may exceed."""
+        return limits_of(self.question.run, server_of(self.question))
+
+    @cached_property
+    def _factors(self) -> tuple[Ints, Ints]:
+        """(up, down) bytes of every candidate's factors, once a round."""
+        work, own_head = self.grid.works[0], self.limits.own_head
+        both = [factor_bytes(work, topology, cut, own_head=own_head) for topology, cut in self.grid.chosen]
+        return np.array([up for up, _ in both]), np.array([down for _, down in both])
+
+    @cached_property
     def _parts(self) -> list[tuple[Topology, slice]]:
         """Where each topology's candidates lie: they follow one another."""
         found = []
@@ -87,7 +109,7 @@ class Shelf:
     def _served(self) -> tuple[Floats, NDArray[np.bool_]]:
         """(seconds of the whole server, whether it has the memory) of every candidate."""
         server, local = server_of(self.question), self.grid.is_(Topology.LOCAL)
-        room = server.budget_bytes - server.runtime_bytes
+        room = self.limits.server_bytes - server.runtime_bytes
         fits = (self.grid.server_MO(accelerator=not server.runtime_bytes) <= room) | local
         return self.grid.server_s_MO(server), fits
 
@@ -119,9 +141,19 @@ class Shelf:
         latency = messages * _column([link.latency_s for link in links])
         total = mine + ups + server + downs + latency
         return Block(
-            micro_KO=micro, fits_KO=fits, bytes_KO=taken, device_KO=mine, up_KO=ups, server_KO=server, down_KO=downs,
-            latency_KO=latency, rank_KO=(np.ascontiguousarray(total).view(np.int64) + HALF_STEP) >> SHIFT,
+            micro_KO=micro, fits_KO=fits, on_time_KO=self._on_time(total, links), bytes_KO=taken, device_KO=mine,
+            up_KO=ups, server_KO=server, down_KO=downs, latency_KO=latency,
+            rank_KO=(np.ascontiguousarray(total).view(np.int64) + HALF_STEP) >> SHIFT,
         )  # fmt: skip
+
+    def _on_time(self, total_KO: Floats, links: Sequence[Link]) -> NDArray[np.bool_]:
+        """Whether a round takes no longer than it may (``Limits.planned_s``)."""
+        if not self.limits.dated:
+            return np.broadcast_to(np.True_, total_KO.shape)
+        up, down = self._factors
+        moving = up / _column([link.up_bps for link in links]) + down / _column([link.down_bps for link in links])
+        on_time: NDArray[np.bool_] = self.limits.steps * total_KO + moving <= self.limits.round_s
+        return on_time
 
     def _sized(self, questions: Sequence[Question]) -> tuple[Ints, NDArray[np.bool_], Ints]:
         """(fewest micro-batches that fit, else the most; whether they fit; bytes on the device)."""
@@ -140,7 +172,7 @@ class Shelf:
 
     def best(self, block: Block, row: int) -> int:
         """The fastest candidate that fits, the one that shows the operator least among equals; -1: none fits."""
-        fits_O = block.fits_KO[row]
+        fits_O = block.usable_KO[row]
         if not fits_O.any():
             return -1
         return int(np.where(fits_O, block.rank_KO[row], _NEVER).argmin())
@@ -158,16 +190,17 @@ class Shelf:
         memory, remote = self._memories[key]
         short, of = int(block.bytes_KO[row, column]) - device.budget_bytes, "memory of the device"
         if short <= 0:
-            over = remote.total - server.budget_bytes if topology is not Topology.LOCAL else 0
-            short, of = (over, "memory of the server") if over > 0 else (0, "")
-        return Option(
+            over = remote.total - self.limits.server_bytes if topology is not Topology.LOCAL else 0
+            short, of = (over, self.limits.server_rule) if over > 0 else (0, "")
+        option = Option(
             topology=topology, cut=cut, work=work, memory=memory, server=remote, times=block.times(row, column),
             short_bytes=short, short_of=of,
         )  # fmt: skip
+        return dated(option, self.limits, device.link or ASSUMED_LINK)
 
     def rivals(self, question: Question, block: Block, row: int, best: int) -> Rivals:
         """What the chosen candidate is compared with."""
-        rank_O, fits_O, taken_O = block.rank_KO[row], block.fits_KO[row], block.bytes_KO[row]
+        rank_O, fits_O, taken_O = block.rank_KO[row], block.usable_KO[row], block.bytes_KO[row]
         others = [(topology, part) for topology, part in self._parts if topology is not self.grid.chosen[best][0]]
         fastest = [part.start + int(rank_O[part].argmin()) for _, part in others]
         short = int(np.where(fits_O, _NEVER, rank_O).argmin())
@@ -198,4 +231,4 @@ def _slower(question: Question) -> float:
 def anything_fits(question: Question) -> bool:
     """Whether this client has a plan at all."""
     shelf = Shelf(question=question)
-    return bool(shelf.grid.chosen) and bool(shelf._sized([question])[1].any())
+    return bool(shelf.grid.chosen) and bool(shelf.block([question]).usable_KO.any())

@@ -10,6 +10,7 @@ import msgspec
 from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.plan.consent import Shown, shown, within
+from fedsplit.plan.limits import limits_of
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.options import Option, candidates, price, splits
 from fedsplit.plan.types import Cut, Topology
@@ -103,6 +104,7 @@ def options_of(question: Question) -> tuple[list[Option], list[str]]:
             server,
             threads=fixed.threads if fixed else 0,
             share=question.share,
+            limits=limits_of(question.run, server),
         )
         for topology, cut in chosen
     ]

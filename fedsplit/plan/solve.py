@@ -22,10 +22,11 @@ from fedsplit.plan.consent import Shown
 from fedsplit.plan.explain import binding, reasons
 from fedsplit.plan.exposure import exposure
 from fedsplit.plan.fleet import balance
+from fedsplit.plan.limits import limits_of
 from fedsplit.plan.memory import disk_bytes, factor_bytes, served, server_total
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.prices import Block, Shelf
-from fedsplit.plan.question import Question, alike, options_of, questions
+from fedsplit.plan.question import ASSUMED_SERVER, Question, alike, options_of, questions
 from fedsplit.plan.refuse import nothing_fits
 from fedsplit.plan.timing import traffic
 from fedsplit.plan.types import ClientPlan, Cut, Estimate, LayerPlan, Plan, Topology
@@ -169,14 +170,17 @@ def _layers(question: Question, topology: Topology, cut: Cut) -> tuple[LayerPlan
 
 def _check_server(card: ModelCard, plans: list[ClientPlan], run: RunFile, server: DeviceProfile | None) -> None:
     """Each client alone fits the server (``price``); refuse when all of them together do not."""
-    if server is None:
+    if server is None and not run.policy.max_server_bytes:
         return
-    need = server_total(card, plans, DTYPE_BYTES[run.model.dtype]) + server.runtime_bytes
-    if need > server.budget_bytes:
+    host = server or ASSUMED_SERVER
+    limits = limits_of(run, host)
+    work = server_total(card, plans, DTYPE_BYTES[run.model.dtype])
+    need = work + host.runtime_bytes
+    if work and need > limits.server_bytes:
         raise PlanError(
-            f"the server {server.name} needs {need / 1e6:,.0f} MB for {len(plans)} clients and may take "
-            f"{server.budget_bytes / 1e6:,.0f} MB (binding: memory of the server); the smallest change: "
-            f"fewer clients at once, a smaller batch, or {(need - server.budget_bytes) / 1e6:,.0f} MB more"
+            f"the server {host.name} needs {need / 1e6:,.0f} MB for {len(plans)} clients and may take "
+            f"{limits.server_bytes / 1e6:,.0f} MB (binding: {limits.server_rule}); the smallest change: "
+            f"fewer clients at once, a smaller batch, or {(need - limits.server_bytes) / 1e6:,.0f} MB more"
         )
 
 

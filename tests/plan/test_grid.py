@@ -41,6 +41,16 @@ DEVICES = st.builds(
 )
 SERVERS = st.none() | st.builds(device, st.floats(3, 80), st.floats(1e10, 1e13), st.just(1e9))
 
+POLICIES = st.builds(
+    PolicySection,
+    shares_labels=st.just(True),
+    exposes_tokens=st.just(True),
+    topologies=st.sampled_from([(), ("u",), ("local", "v"), ("w", "u", "v")]),
+    max_server_bytes=st.sampled_from([0, 3_000_000, 20_000_000]),
+    round_s=st.sampled_from([0.0, 0.05, 2.0, 100.0]),
+)
+"""What rules candidates out must do so in both, too."""
+
 
 @st.composite
 def asked(draw: st.DrawFn) -> Question:
@@ -53,7 +63,7 @@ def asked(draw: st.DrawFn) -> Question:
     run = RunFile(
         model=ModelSection(path="x", task=task, max_length=32, dtype=draw(st.sampled_from(["float32", "bfloat16"]))),  # type: ignore[arg-type]
         lora=LoraSection(targets=draw(st.sampled_from([(), only])), dropout=draw(st.sampled_from([0.0, 0.1]))),
-        policy=OPEN,
+        policy=draw(POLICIES),
         train=TrainSection(batch=draw(st.sampled_from([1, 6, 8])), optimizer=draw(st.sampled_from(["sgd", "adamw"]))),
         clients=draw(st.sampled_from([(), (ClientSection(name="c", threads=2),)])),
     )
