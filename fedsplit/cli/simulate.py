@@ -9,7 +9,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +17,18 @@ from typing import IO, Annotated
 import typer
 
 from fedsplit.cli.display import AccuracyRow, accuracy_table
+from fedsplit.cli.emulated import devices_of, holding, written
 from fedsplit.cli.failures import failure
 from fedsplit.cli.interrupts import if_interrupted, kept_in
 from fedsplit.cli.output import view
 from fedsplit.cli.place import Device, check_device
 from fedsplit.cli.serve import JOIN
 from fedsplit.config.load import load
-from fedsplit.config.run import RunFile
+from fedsplit.config.run import ClientSection, RunFile
+from fedsplit.emulate.emulation import Emulation
 from fedsplit.errors import ConfigError, Problem, Timeout
-from fedsplit.events import Emit, Event, Finished, Note, from_json, silent
+from fedsplit.events import Emit, Event, Finished, Note, RoundStarted, from_json, silent
+from fedsplit.wire.link import JoinLink
 
 START_S = 120.0
 """The server has this long to load the model and open its port."""
@@ -45,13 +47,21 @@ def simulate(
     run_file: Annotated[Path, typer.Argument(help="A run file with [[clients]], each with its data.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     device: Device = "cpu",
+    emulate: Annotated[
+        bool, typer.Option("--emulate", help="Hold every client to its device's speed, link and memory.")
+    ] = False,
+    fleet: Annotated[str, typer.Option(help="Clients' devices are members of this fleet: a file, home, campus.")] = "",
     json: Annotated[bool, typer.Option("--json", help="One JSON line an event instead of the view.")] = False,
 ) -> None:
-    """Start a server and all clients of a run file as real processes on this machine and show them in one view."""
+    """Start a server and all clients of a run file as real processes on this machine and show them in one view.
+
+    With --emulate a wrong plan fails here as it would on the devices: a client that takes more memory than a plan may
+    fill on its device is killed and named (exit code 7).
+    """
     run = load(run_file)
     folder = _folder(run, run_file)
     with if_interrupted(lambda: kept_in(folder)), view(f"simulating {run.run.name}", json) as emit:
-        done = run_processes(run_file, emit=emit, resume=resume, device=device)
+        done = run_processes(run_file, emit=emit, resume=resume, device=device, emulate=emulate, fleet=fleet)
     if not json:
         _report(done, run)
 
@@ -63,43 +73,63 @@ def run_processes(
     resume: bool = False,
     device: str = "cpu",
     profile: Path | None = None,
-    topologies: Mapping[str, str] | None = None,
+    emulate: bool = False,
+    fleet: str = "",
 ) -> Simulated:
     """One server and one process for every ``[[clients]]``; returns when all have ended.
 
     ``profile``: what every client says of itself where the run file names no device (this machine's by default).
-    ``device``: where the server's body runs.
+    ``device``: where the server's body runs. ``emulate``: hold every client to its device's profile; ``fleet``: a fleet
+    file or name whose members the clients' devices are.
 
-    :raises ConfigError: the run file has no clients with data. :raises FedsplitError: a process failed; says which and
-        why, with that process's own exit code.
+    :raises ConfigError: the run file has no clients with data, or with ``emulate`` one without a device.
+    :raises OutOfMemory: a client took more memory than its emulated device could give.
+    :raises FedsplitError: a process failed; says which and why, with that process's own exit code.
     """
     check_device(device)
     run = load(run_file)
     _check_clients(run)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedsplit-")))
-        crew = stack.enter_context(Crew(emit))
+        devices = devices_of(run, run_file.parent, fleet, profile) if emulate or fleet else {}
+        profiles = written(devices, scratch / "devices")
+        emulation = stack.enter_context(Emulation(holding(devices, run, emit))) if emulate else None
+        crew = stack.enter_context(Crew(emit, emulation))
         link = scratch / "link"
         flags = ["--resume"] if resume else []
         crew.start("", ["serve", str(run_file), "--port", "0", "--link-file", str(link), "--device", device, *flags])
         address = crew.wait_for_file(link, START_S)
         for section in run.clients:
-            of = section.device or (str(profile) if profile else "")
-            what = ["join", address, "--data", section.data, "--name", section.name, "--yes"]
-            what.append("--no-learn")  # clients that share a machine disturb each other
-            what += ["--profile", of] if of else []
-            what += ["--state", str(_state(run, run_file) / section.name)]
-            crew.start(section.name, what, threads=section.threads or 1)
+            of = str(profiles.get(section.name) or section.device or profile or "")
+            state = _state(run, run_file) / section.name
+            crew.start(section.name, _joining(section, address, of, state, emulation), _threads(section, emulation))
         crew.wait()
         server = crew.finished.pop("", None)
         return Simulated(_folder(run, run_file), server, dict(crew.finished))
 
 
-class Crew:
-    """Child processes whose events come here as JSON lines. Leaving the context ends them all."""
+def _joining(section: ClientSection, address: str, profile: str, state: Path, emulation: Emulation | None) -> list[str]:
+    """The verb of one client's process."""
+    if emulation is not None:
+        address = str(emulation.link(section.name, JoinLink.parse(address)))
+    what = ["join", address, "--data", section.data, "--name", section.name, "--yes", "--state", str(state)]
+    what += ["--no-learn"]  # clients that share a machine disturb each other
+    return what + (["--profile", profile] if profile else [])
 
-    def __init__(self, emit: Emit) -> None:
+
+def _threads(section: ClientSection, emulation: Emulation | None) -> int:
+    return emulation.devices[section.name].threads if emulation is not None else section.threads or 1
+
+
+class Crew:
+    """Child processes whose events come here as JSON lines; an ``emulation`` holds clients to their devices.
+
+    Leaving the context ends them all.
+    """
+
+    def __init__(self, emit: Emit, emulation: Emulation | None = None) -> None:
         self.finished: dict[str, Finished] = {}
+        self._emulation = emulation
         self._emit, self._lock = emit, threading.Lock()
         self._children: dict[str, subprocess.Popen[str]] = {}
         self._readers: list[threading.Thread] = []
@@ -137,6 +167,8 @@ class Crew:
             env=environment,
         )
         self._children[name] = child
+        if self._emulation is not None and name:
+            self._emulation.started(name, child.pid)
         assert child.stdout is not None
         assert child.stderr is not None
         for target, stream in ((self._events, child.stdout), (self._complaints, child.stderr)):
@@ -166,6 +198,8 @@ class Crew:
     def _events(self, name: str, stream: IO[str]) -> None:
         for line in stream:
             event = from_json(line)
+            if isinstance(event, RoundStarted) and self._emulation is not None and name:
+                self._emulation.computes(name)
             if isinstance(event, Finished):
                 self.finished[name] = event
             elif event is not None and self._concerns(name, event):
@@ -190,6 +224,8 @@ class Crew:
     def _raise_if_failed(self) -> None:
         for name, child in self._children.items():
             if child.poll() not in (None, 0):
+                if self._emulation is not None and (refusal := self._emulation.refusal(name)) is not None:
+                    raise refusal
                 time.sleep(0.2)  # its last words are on their way
                 raise failure(f"client {name}" if name else "the server", child.returncode, self._errors.get(name, ""))
 
