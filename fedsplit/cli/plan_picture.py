@@ -101,7 +101,10 @@ def costs(client: ClientPlan, question: Question) -> tuple[Times, Memory]:
     work, device = _work(client, question), question.device
     threads = question.fixed.threads if question.fixed else 0
     topology, cut = client.topology, client.cut
-    times = step_times(work, topology, cut, device, server_of(question), threads=threads, share=question.share)
+    times = step_times(
+        work, topology, cut, device, server_of(question),
+        threads=threads, share=question.share, link_share=question.link_share,
+    )  # fmt: skip
     return times, client_memory(work, topology, cut).with_holes(work, device)
 
 

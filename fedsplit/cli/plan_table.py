@@ -109,7 +109,7 @@ def print_explanation(client: ClientPlan, question: Question, console: Console |
         f"{device.name}: {speed(device.flops['float32'])}, {size(device.memory_bandwidth_bps)}/s memory, "
         f"{size(device.budget_bytes)} to use",
         f"link: {rate(link.up_bps)} up, {rate(link.down_bps)} down, {duration(link.latency_s)}" if link else "no link",
-        f"server: {(question.server or ASSUMED_SERVER).name}, {question.share:.3g} of it",
+        f"server: {(question.server or ASSUMED_SERVER).name}, {question.share:.3g} of it{_link_share(question)}",
     ]
     console.print(Text(f"{client.client}: {option.name}", style="bold"))
     for fact in facts:
@@ -119,6 +119,10 @@ def print_explanation(client: ClientPlan, question: Question, console: Console |
         console.print(Text(f"· {reason}"), soft_wrap=True)
     console.print(Text(client.exposure, style="italic"), soft_wrap=True)
     console.print(_candidates(question, option))
+
+
+def _link_share(question: Question) -> str:
+    return f", {question.link_share:.3g} of its link" if question.server and question.server.link else ""
 
 
 def _sums(memory: Memory, times: Times) -> Table:

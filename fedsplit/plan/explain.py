@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedsplit.config.run import ClientSection, RunFile
-from fedsplit.devices.units import duration, size
+from fedsplit.devices.units import duration, rate, size
 from fedsplit.plan.options import Option
-from fedsplit.plan.question import Question
-from fedsplit.plan.timing import ASSUMED_LINK
+from fedsplit.plan.question import Question, server_of
+from fedsplit.plan.timing import ASSUMED_LINK, reached
 from fedsplit.plan.types import Topology
 
 CAUSES = {
@@ -83,9 +83,19 @@ def reasons(rivals: Rivals, best: Option, why_not: Sequence[str], question: Ques
             f"the link was not measured: {8 * ASSUMED_LINK.up_bps / 1e6:.0f} Mbit/s and "
             f"{duration(ASSUMED_LINK.latency_s)} were assumed"
         )
+    if best.topology is not Topology.LOCAL and (share := _narrow(question)):
+        found.append(share)
     if best.work.dtype not in question.device.flops:
         found.append(f"{best.work.dtype} was not measured on this device: its float32 speed was taken")
     return tuple(found)
+
+
+def _narrow(question: Question) -> str:
+    """What this client gets of the server's link, where that is less than its own gives; else empty."""
+    got = reached(question.device, server_of(question), question.link_share)
+    if got == (question.device.link or ASSUMED_LINK):
+        return ""
+    return f"its share of the server's link: {rate(got.up_bps)} up, {rate(got.down_bps)} down"
 
 
 def _others(rivals: Rivals) -> str:

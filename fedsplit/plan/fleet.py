@@ -8,8 +8,9 @@ server; with a share φ_k it is done after ``o_kj + s_kj / φ_k``. All are done 
 a sum that falls as τ grows: bisection on τ is exact, the discrete choice included (FedsLLM, arXiv 2407.09250, has the
 continuous case: at the optimum all clients that use the server finish together). Candidates with bodies of the same
 length and topology are merged into their smallest o and smallest s first; the τ of that easier problem is a certified
-lower bound, and equal to the optimum unless memory forces other micro-batches on some of them. Shape letters:
-K clients (equal ones once, counted n times), G groups of candidates.
+lower bound, and equal to the optimum unless memory forces other micro-batches on some of them. Where the server's
+profile has a link, that is shared out too (``shared_link``). Shape letters: K clients (equal ones once, counted n
+times), G groups of candidates.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from itertools import islice
 import numpy as np
 
 from fedsplit.plan.grid import Floats, Grid, Ints
-from fedsplit.plan.prices import Shelf
-from fedsplit.plan.question import Question, alike
+from fedsplit.plan.prices import Block, Shelf
+from fedsplit.plan.question import Question, alike, server_of
+from fedsplit.plan.shared_link import Demand, Split, divide_both
+from fedsplit.plan.timing import ASSUMED_LINK
 
 HALVINGS = 40
 TOLERANCE = 1e-6
@@ -96,22 +99,45 @@ def balance(asked: Mapping[str, Question]) -> tuple[dict[str, Question], float]:
     kinds: dict[bytes, list[list[str]]] = {}
     for (kind, _), names in rows.items():
         kinds.setdefault(kind, []).append(names)
-    own, server, owners = _merged(asked, kinds)
+    seconds, owners = _merged(asked, kinds)
     if not owners:
         return dict(asked), 0.0
+    found = _divided(seconds, owners, asked)
+    rows_of = {name: row for row, names in enumerate(owners) for name in names}
+    link_K = found.link_K if isinstance(found, Split) else None
+    return {
+        name: replace(
+            question,
+            share=float(found.share_K[rows_of[name]]),
+            link_share=float(link_K[rows_of[name]]) if link_K is not None else question.link_share,
+        )
+        if name in rows_of
+        else question
+        for name, question in asked.items()
+    }, found.bound_s
+
+
+def _divided(
+    seconds: Sequence[Floats], owners: Sequence[Sequence[str]], asked: Mapping[str, Question]
+) -> Shares | Split:
     count = np.array([len(names) for names in owners], dtype=np.int64)
-    equal = next(iter(asked.values())).share
-    found = divide(own, server, count, min(1.0, equal * int(count.sum())))
-    shares = {name: float(share) for names, share in zip(owners, found.share_K, strict=True) for name in names}
-    return {name: replace(asked[name], share=shares.get(name, equal)) for name in asked}, found.bound_s
+    first = next(iter(asked.values()))
+    total, theirs = min(1.0, first.share * int(count.sum())), server_of(first).link
+    if theirs is None:
+        own, server = seconds
+        return divide(own, server, count, total)
+    own, server, up, down = seconds
+    links = [asked[names[0]].device.link or ASSUMED_LINK for names in owners]
+    near = np.array([(link.up_bps / theirs.down_bps, link.down_bps / theirs.up_bps) for link in links])
+    demand = Demand(own_KG=own, server_KG=server, up_KG=up, down_KG=down, near_K2=near, count_K=count)
+    return divide_both(demand, total)
 
 
 def _merged(
     asked: Mapping[str, Question], kinds: Mapping[bytes, Sequence[list[str]]]
-) -> tuple[Floats, Floats, list[list[str]]]:
-    """(own seconds, server seconds, clients of each row) of all that have a plan; candidates merged into groups."""
-    owns: list[Floats] = []
-    servers: list[Floats] = []
+) -> tuple[list[Floats], list[list[str]]]:
+    """(what ``_seconds`` says of each row and group, clients of each row) of all that have a plan."""
+    found: list[list[Floats]] = []
     owners: list[list[str]] = []
     for members in kinds.values():
         first = asked[members[0][0]]
@@ -121,14 +147,21 @@ def _merged(
         order, starts = _groups(shelf.grid)
         waiting = iter(members)
         for some, block in shelf.blocks([asked[names[0]] for names in members]):
-            share = np.array([question.share for question in some])[:, None]
-            own = block.device_KO + block.up_KO + block.down_KO + block.latency_KO
             fits = np.asarray(block.fits_KO.any(axis=1))
-            for found, seconds in ((owns, own), (servers, block.server_KO * share)):
-                usable = np.where(block.fits_KO, seconds, np.inf)
-                found.append(np.minimum.reduceat(usable[:, order], starts, axis=1)[fits])
+            usable = (np.where(block.fits_KO, one, np.inf)[:, order] for one in _seconds(shelf.grid, some, block))
+            found.append([np.minimum.reduceat(one, starts, axis=1)[fits] for one in usable])
             owners += [names for names, fit in zip(islice(waiting, len(some)), fits.tolist(), strict=True) if fit]
-    return _stacked(owns), _stacked(servers), owners
+    return [_stacked(parts) for parts in zip(*found, strict=True)], owners
+
+
+def _seconds(grid: Grid, some: Sequence[Question], block: Block) -> tuple[Floats, ...]:
+    """Of each candidate: seconds on its own, of the whole server, and on the server's whole link up and down."""
+    server = block.server_KO * np.array([question.share for question in some])[:, None]
+    own, link = block.device_KO + block.latency_KO, server_of(some[0]).link
+    if link is None:
+        return own + block.up_KO + block.down_KO, server
+    up, down = (np.broadcast_to(count, own.shape) for count in grid.bytes_O)
+    return own, server, up / link.down_bps, down / link.up_bps
 
 
 def _groups(grid: Grid) -> tuple[Ints, Ints]:

@@ -10,7 +10,7 @@ from fedsplit.config.run import ClientSection, PolicySection
 from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.plan.limits import DEADLINE, Limits
 from fedsplit.plan.memory import Memory, client_memory, server_memory
-from fedsplit.plan.timing import ASSUMED_LINK, Times, step_times
+from fedsplit.plan.timing import Times, reached, step_times
 from fedsplit.plan.types import Cut, Topology
 from fedsplit.plan.work import Work
 
@@ -142,6 +142,7 @@ def price(
     threads: int = 0,
     share: float = 1.0,
     limits: Limits | None = None,
+    link_share: float = 1.0,
 ) -> Option:
     """The candidate with the first of ``works`` (fewest micro-batches first) that fits, else with the last one."""
     bounds = limits or Limits(server_bytes=server.budget_bytes)
@@ -158,12 +159,12 @@ def price(
         if not found[3]:
             found = next((other for other in map(sized, works[1:-1]) if not other[3]), found)
     work, memory, remote, short, of = found
-    times = step_times(work, topology, cut, device, server, threads=threads, share=share)
+    times = step_times(work, topology, cut, device, server, threads=threads, share=share, link_share=link_share)
     option = Option(
         topology=topology, cut=cut, work=work, memory=memory, server=remote, times=times, short_bytes=short,
         short_of=of,
     )  # fmt: skip
-    return dated(option, bounds, device.link or ASSUMED_LINK)
+    return dated(option, bounds, reached(device, server, link_share))
 
 
 def dated(option: Option, limits: Limits, link: Link) -> Option:

@@ -20,7 +20,7 @@ from fedsplit.plan.limits import Limits, limits_of
 from fedsplit.plan.memory import Memory, client_memory, factor_bytes, server_memory
 from fedsplit.plan.options import HALF_STEP, SHIFT, Option, dated, ranked
 from fedsplit.plan.question import Question, server_of, step_of
-from fedsplit.plan.timing import ASSUMED_LINK, ENDS, Times, embedding_s, head_s, speed
+from fedsplit.plan.timing import ENDS, Times, embedding_s, head_s, reached, speed
 from fedsplit.plan.types import Topology
 
 BLOCK = 64
@@ -134,7 +134,7 @@ class Shelf:
         head = _column([head_s(work, device) for device in devices])
         mine = mine + np.where(grid.is_(Topology.V), 0.0, head)
         mine = mine / _column([_slower(question) for question in questions])
-        links, (up, down) = [device.link or ASSUMED_LINK for device in devices], grid.bytes_O
+        links, (up, down) = [reached(one.device, server_of(one), one.link_share) for one in questions], grid.bytes_O
         messages = np.where(grid.is_(Topology.LOCAL), 0, grid.crossings_O * count + 2)
         ups, downs = up / _column([link.up_bps for link in links]), down / _column([link.down_bps for link in links])
         server = self._served[0][micro, columns] / _column([question.share for question in questions])
@@ -196,7 +196,7 @@ class Shelf:
             topology=topology, cut=cut, work=work, memory=memory, server=remote, times=block.times(row, column),
             short_bytes=short, short_of=of,
         )  # fmt: skip
-        return dated(option, self.limits, device.link or ASSUMED_LINK)
+        return dated(option, self.limits, reached(device, server, question.link_share))
 
     def rivals(self, question: Question, block: Block, row: int, best: int) -> Rivals:
         """What the chosen candidate is compared with."""

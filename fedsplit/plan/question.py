@@ -31,7 +31,8 @@ ASSUMED_SERVER = DeviceProfile(
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Everything a client's plan depends on; equal questions have equal answers. ``share``: its part of the server."""
+    """Everything a client's plan depends on; equal questions have equal answers. ``share``: its part of the server's
+    speed, ``link_share``: of the server's link, where its profile has one."""
 
     card: ModelCard
     run: RunFile
@@ -42,6 +43,7 @@ class Question:
     allowed: Collection[Topology] | None
     clients: int
     share: float
+    link_share: float = 1.0
     agreed: Shown | None = None
     """The most that the device's owner agreed to show; None: whatever the policy allows."""
 
@@ -56,7 +58,7 @@ def questions(
     allowed: Collection[Topology] | None = None,
     agreed: Mapping[str, Shown] | None = None,
 ) -> dict[str, Question]:
-    """One question a client, in name order. Each gets an equal share of the server."""
+    """One question a client, in name order. Each gets an equal share of the server and of its link."""
     fixed = {section.name: section for section in run.clients}
     sharing = max(len(devices), run.rounds.clients)
     return {
@@ -70,6 +72,7 @@ def questions(
             allowed=allowed,
             clients=sharing,
             share=1 / sharing,
+            link_share=1 / sharing,
             agreed=(agreed or {}).get(name),
         )
         for name in sorted(devices)
@@ -105,6 +108,7 @@ def options_of(question: Question) -> tuple[list[Option], list[str]]:
             threads=fixed.threads if fixed else 0,
             share=question.share,
             limits=limits_of(question.run, server),
+            link_share=question.link_share,
         )
         for topology, cut in chosen
     ]

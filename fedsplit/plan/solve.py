@@ -193,5 +193,6 @@ def _notes(plans: Sequence[ClientPlan], server: DeviceProfile | None, bound_s: f
     if bound_s:
         slowest = max(plan.estimate.step_s for plan in plans if plan.estimate)
         over = max(0.0, slowest / bound_s - 1)
-        notes.append(f"slowest step {duration(slowest)}: at most {over:.1%} above the best way to share the server")
+        what = "the server and its link" if server and server.link else "the server"
+        notes.append(f"slowest step {duration(slowest)}: at most {over:.1%} above the best way to share {what}")
     return tuple(notes)

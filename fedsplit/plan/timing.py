@@ -56,8 +56,10 @@ def step_times(
     *,
     threads: int = 0,
     share: float = 1.0,
+    link_share: float = 1.0,
 ) -> Times:
-    """Seconds of one step. ``threads``: fewer than the profile was measured with; ``share``: of the server's speed."""
+    """Seconds of one step. ``threads``: fewer than the profile was measured with; ``share``: of the server's speed,
+    ``link_share``: of its link."""
     card = work.card
     front, tail = held(topology, cut, card.num_layers)
     slower = min(1.0, threads / device.threads) if threads else 1.0
@@ -71,7 +73,7 @@ def step_times(
     if topology is Topology.LOCAL:
         return Times(device=mine / slower)
     up, down = traffic(work, topology, cut)
-    link = device.link or ASSUMED_LINK
+    link = reached(device, server, link_share)
     messages = crossings(work, topology, cut) * work.micro_batches + 2
     return Times(
         device=mine / slower,
@@ -80,6 +82,15 @@ def step_times(
         down=down / link.down_bps,
         latency=messages * link.latency_s,
     )
+
+
+def reached(device: DeviceProfile, server: DeviceProfile, share: float = 1.0) -> Link:
+    """The device's link, no faster than its share of the server's: what a client sends, the server receives."""
+    link, theirs = device.link or ASSUMED_LINK, server.link
+    if theirs is None:
+        return link
+    up, down = min(link.up_bps, share * theirs.down_bps), min(link.down_bps, share * theirs.up_bps)
+    return Link(up_bps=up, down_bps=down, latency_s=link.latency_s)
 
 
 def speed(device: DeviceProfile, dtype: str) -> float:

@@ -108,14 +108,22 @@ def test_a_frozen_front_keeps_nothing_and_a_tail_above_a_training_body_everythin
 
 
 def test_latency_and_rates_count_per_message() -> None:
-    times = step_times(WORK, Topology.U, Cut(2, 15), ONE_FLOPS, ONE_FLOPS)
+    host = replace_profile(ONE_FLOPS, link=None)
+    times = step_times(WORK, Topology.U, Cut(2, 15), ONE_FLOPS, host)
     assert times.latency == (4 + 2) * 0.25
-    assert step_times(replace(WORK, micro_batches=2), Topology.U, Cut(2, 15), ONE_FLOPS, ONE_FLOPS).latency == 2.5
+    assert step_times(replace(WORK, micro_batches=2), Topology.U, Cut(2, 15), ONE_FLOPS, host).latency == 2.5
     assert times.up == pytest.approx(2 * 4 * MIB / 1e6)
     assert times.down == pytest.approx(2 * 4 * MIB / 2e6)
-    assert step_times(WORK, Topology.U, Cut(2, 15), ONE_FLOPS, ONE_FLOPS, share=0.5).server == pytest.approx(
+    assert step_times(WORK, Topology.U, Cut(2, 15), ONE_FLOPS, host, share=0.5).server == pytest.approx(
         2 * times.server
     )
+
+
+def test_the_slower_of_two_links_counts() -> None:
+    host = replace_profile(ONE_FLOPS, link=Link(up_bps=8e6, down_bps=1e6))
+    times = step_times(WORK, Topology.U, Cut(2, 15), ONE_FLOPS, host, link_share=0.5)
+    assert times.up == pytest.approx(2 * 4 * MIB / 0.5e6)  # the server receives more slowly than the device sends
+    assert times.down == pytest.approx(2 * 4 * MIB / 2e6)
 
 
 def test_fewer_threads_take_longer() -> None:
