@@ -21,6 +21,7 @@ from fedsplit.devices.find import find, own
 from fedsplit.devices.fleet import load_fleet
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, Problem
+from fedsplit.method.of_run import method_of
 from fedsplit.plan.card import ModelCard, card
 from fedsplit.plan.fleet import balanced
 from fedsplit.plan.question import questions
@@ -45,6 +46,7 @@ def plan(
     if plot is not None:
         check_plot(plot)
     run = load(run_file)
+    method_of(run)
     model = model_card(run, run_file.parent)
     devices, host = machines(run, run_file.parent, fleet, server)
     for text in change or ():

@@ -19,6 +19,7 @@ from fedsplit.devices.units import duration
 from fedsplit.errors import PlanError
 from fedsplit.plan.card import check_targets
 from fedsplit.plan.consent import Shown
+from fedsplit.plan.depth import check_depth
 from fedsplit.plan.explain import binding, reasons
 from fedsplit.plan.exposure import exposure
 from fedsplit.plan.fleet import balance
@@ -55,6 +56,7 @@ def solve(
     if not devices:
         raise PlanError("there is no device to plan for; add [[clients]] to the run file or give a fleet")
     check_targets(card, run.lora.targets)
+    check_depth(run, card.num_layers)
     asked, bound_s = balance(questions(card, devices, run, server=server, data=data, allowed=allowed, agreed=agreed))
     plans = _plans(asked)
     _check_server(card, plans, run, server)
@@ -64,6 +66,7 @@ def solve(
 def answer(name: str, question: Question) -> ClientPlan:
     """One client's plan at its share of the server, whatever the others do. Raises as ``solve`` does."""
     check_targets(question.card, question.run.lora.targets)
+    check_depth(question.run, question.card.num_layers)
     return _plans({name: question})[0]
 
 

@@ -18,8 +18,10 @@ from fedsplit.devices.units import size, speed
 from fedsplit.errors import ConfigError, OutOfMemory, Problem
 from fedsplit.events import Emit, Note, silent
 from fedsplit.lora.adapter import digest
+from fedsplit.method.of_run import method_of as method_of_run
+from fedsplit.method.of_run import mixes_ranks
 from fedsplit.method.record import Method, Phases
-from fedsplit.method.registry import build as build_method
+from fedsplit.plan.depth import check_depth
 from fedsplit.probe.measure import this_device
 from fedsplit.split.base import Base, open_base
 from fedsplit.split.engine import Engine
@@ -123,25 +125,20 @@ def described(own: DeviceProfile) -> str:
 
 
 def method_of(run: RunFile) -> Method | Phases:
-    """The run's method; one from a file was made absolute when the run file was read.
+    """The run's method, tried on three made-up clients.
 
-    :raises ConfigError: unknown, does not merge three made-up clients, asks of devices what they do not do yet, or
-        wants one rank where ``plan.ranks`` allows more.
+    :raises ConfigError: what ``of_run.method_of`` raises; or it does not merge them, or asks of devices what they do
+        not do yet.
     """
-    method = build_method(run.method.name, run.method.options, folder=Path())
-    mixed = any(rank != run.lora.rank for rank in run.plan.ranks)
-    phases = method.methods if isinstance(method, Phases) else (method,)
-    if mixed and not all(phase.unequal_ranks for phase in phases):
-        fix = "leave plan.ranks empty, or take a method that merges unequal ranks (fedsplit methods)"
-        found = f"{list(run.plan.ranks)} with method {run.method.name!r}"
-        raise ConfigError([Problem("plan.ranks", found, f"lora.rank = {run.lora.rank} alone", fix)])
-    rehearse(method, run.method.name, mixed=mixed)
+    method = method_of_run(run)
+    rehearse(method, run.method.name, mixed=mixes_ranks(run))
     return method
 
 
 def _check_model(run: RunFile, base: Base) -> None:
     """What the run file asks of the model. One with learnt positions has no embedding beyond them; others were never
     trained there."""
+    check_depth(run, base.num_layers)
     if run.model.head == "local" and run.policy.shares_labels:
         fix = "set policy.shares_labels = false: in topology v the head is at the server"
         raise ConfigError([Problem("model.head", '"local"', "a head on every device", fix)])
@@ -160,7 +157,8 @@ def engine_of(run: RunFile, base: Base, device: str, memory_bytes: int) -> Engin
     """The layers that clients may ask for, with the head where labels may come here."""
     lo = 0 if run.policy.exposes_tokens else min(run.policy.min_front, base.num_layers)
     span = Span(lo, base.num_layers, embeds=False, heads=run.policy.shares_labels)
-    _refuse_too_large(run, base, span, memory_bytes, device_of(device))
+    weights = _refuse_too_large(run, base, span, memory_bytes, device_of(device))
+    granted = run.policy.max_server_bytes
     segment = build(
         base,
         span,
@@ -171,15 +169,21 @@ def engine_of(run: RunFile, base: Base, device: str, memory_bytes: int) -> Engin
         device=device,
         train_head=run.model.head != "frozen",
     )
-    return Engine(segment, stash_bytes=run.server.stash_bytes)
+    stash = min(run.server.stash_bytes, granted - weights) if granted else run.server.stash_bytes
+    return Engine(segment, stash_bytes=stash)
 
 
-def _refuse_too_large(run: RunFile, base: Base, span: Span, memory_bytes: int, device: torch.device) -> None:
-    """Before a byte is loaded. A budget must hold the stash as well; without one, at least the weights must fit."""
+def _refuse_too_large(run: RunFile, base: Base, span: Span, memory_bytes: int, device: torch.device) -> int:
+    """The bytes of the weights, before one is loaded. A budget must hold the stash as well; without one, at least the
+    weights must fit. What the policy grants beyond the weights is the stash's."""
     width = 2 if run.model.dtype == "bfloat16" else 4
     names = tensors_for(base, span, run.model.task, len(run.model.labels) or None)
     weights, stash = sum(math.prod(base.checkpoint.tensors[name].shape) for name in names) * width, 0
     fix = "serve on a machine with more memory, or raise policy.min_front: then devices hold more layers"
+    granted = run.policy.max_server_bytes
+    if 0 < granted < weights:
+        more = "raise it, or raise policy.min_front: then devices hold more layers"
+        raise OutOfMemory("the body", weights, granted, more, limit="policy.max_server_bytes allows")
     if memory_bytes:
         stash = run.server.stash_bytes
         fix = f"{weights / 1e6:,.0f} MB are weights, {stash / 1e6:,.0f} MB server.stash_bytes: lower it"
@@ -187,3 +191,4 @@ def _refuse_too_large(run: RunFile, base: Base, span: Span, memory_bytes: int, d
     if weights + stash > have:
         limit = "--gpu-memory allows" if memory_bytes else "this machine has"
         raise OutOfMemory("the body", weights + stash, have, fix, limit=limit)
+    return weights

@@ -90,6 +90,13 @@ def test_explaining_shows_the_arithmetic(run_file: Path) -> None:
     assert "did you mean 'zero'" in wrong.stderr
 
 
+def test_ranks_that_the_method_cannot_merge(run_file: Path) -> None:
+    run_file.write_text(MINILM + "[plan]\nranks = [4]\n")
+    shown = fedsplit("plan", str(run_file))
+    assert shown.exit_code == 2
+    assert "plan.ranks: found [4] with method 'fedavg'" in " ".join(shown.stderr.split())
+
+
 def test_what_if_changes_the_answer(run_file: Path) -> None:
     before, after = (
         msgspec.json.decode(fedsplit("plan", str(run_file), "--json", *extra).output, type=Plan).clients[1].estimate

@@ -242,3 +242,29 @@ def test_the_round_counts_factors_as_they_travel() -> None:
     up, down = factor_bytes(option.work, option.topology, option.cut, own_head=False)
     assert profile.link is not None
     assert option.round_s == 10 * option.times.total + (up / profile.link.up_bps + down / profile.link.down_bps)
+
+
+# ---- what rests on the number of layers ------------------------------------------------------------------------------
+
+
+def test_keys_that_ask_for_more_layers_are_all_named() -> None:
+    run = run_file(
+        {**OPEN, "min_front": 6},
+        clients=[
+            {"name": "a", "topology": "u", "cut": [6, 9]},
+            {"name": "b", "topology": "v", "cut": [6, 5 + 2]},
+            {"name": "c", "topology": "w", "cut": [0, 4]},
+        ],
+    )
+    text = refused(device(), run)
+    assert "the model has 6 layers (binding: policy):" in text
+    assert "policy.min_front: found 6, expected at most 5" in text
+    assert "clients[0].cut: found [6, 9], expected at most 6" in text
+    assert "clients[1].cut: found [6, 7]" in text
+    assert "clients[2].cut: found [0, 4], expected c2 = 6 with topology w; write [0, 6]" in text
+
+
+def test_a_deep_front_is_no_matter_where_nothing_is_split() -> None:
+    assert one(device(), run_file({"min_front": 9, "topologies": ["local"]})).topology is Topology.LOCAL
+    flat = card(config_of("llama", num_hidden_layers=1), "causal-lm")
+    assert solve(flat, {"pi": device()}, run_file()).clients[0].topology is Topology.LOCAL
