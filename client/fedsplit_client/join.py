@@ -36,6 +36,7 @@ from fedsplit_client import door
 from fedsplit_client.ahead import look_ahead
 from fedsplit_client.bases import fetched
 from fedsplit_client.dealer import Dealer
+from fedsplit_client.gauge import with_link
 from fedsplit_client.keys import load_keys
 from fedsplit_client.learn import learn
 from fedsplit_client.line import ServerLine
@@ -75,31 +76,32 @@ def join(
     agree: Agree = lambda offer, data: True,
     emit: Emit = silent,
     learning: bool = False,
+    measure_link: bool = True,
 ) -> Joined:
     """Take part in a run with the rows of ``data``, which stay here.
 
     ``model``: a folder with the base model, when it is here already; otherwise the parts that the plan needs are
     fetched from the server. ``profile``: what this device can do; by default measured once and kept.
+    ``measure_link``: measure the way to the server first, a second or two, unless ``profile`` has it; this machine's
+    own profile keeps it.
     ``learning``: correct the kept one by what this run showed (not a ``profile`` that was given, and on the CPU only).
 
     :raises ConfigError: the link, the name, the topology or the device; before anything is dialled.
     :raises LinkError: no server there, or it went away for longer than the run's patience.
     :raises Refused: the server, or the owner, said no. :raises DataError: the data is wrong.
     """
-    link = JoinLink.parse(link) if isinstance(link, str) else link
-    name = name or host_name()
-    door.check(name=name, topology=topology, device=device)
-    if not Path(data).exists():
-        raise DataError("no such file or folder", str(data))
+    link, name = _checked(link, data, name or host_name(), topology, device)
     personal = Personal(state)
     keys = load_keys(personal.keys)
-    learning = learning and profile is None and device == "cpu"
+    own = own_path() if profile is None else None
+    learning = learning and own is not None and device == "cpu"
     profile = profile or this_device(emit=emit)
     with ExitStack() as stack:
         # Before the hello: a second process under this name would take the first one's place at the server.
         stack.enter_context(_alone(personal, link, name))
         dealer = stack.enter_context(Dealer(link, keys))
         end = OrderlyEnd(dealer, name, emit)
+        profile = with_link(end, link, profile, name, emit, keep=own) if measure_link else profile
         session = Session(end, link, name, profile, topology, emit)
         offer = session.hello()
         kept = personal.run(offer.run.run.name, server=link.server_key.hex() or link.endpoint, client=name)
@@ -121,6 +123,15 @@ def join(
         if learning:
             learn(own_path(), offer, base, summary, worker.steps, emit)
         return Joined(offer, result, end.up_bytes, end.down_bytes, kept.path)
+
+
+def _checked(link: str | JoinLink, data: str | Path, name: str, topology: str, device: str) -> tuple[JoinLink, str]:
+    """The link and the name, when nothing is wrong with what was given. Raises as ``join``."""
+    link = JoinLink.parse(link) if isinstance(link, str) else link
+    door.check(name=name, topology=topology, device=device)
+    if not Path(data).exists():
+        raise DataError("no such file or folder", str(data))
+    return link, name
 
 
 def _downloaded(link: JoinLink, keys: KeyPair, offer: Offer, folder: Path, name: str, emit: Emit) -> Base:

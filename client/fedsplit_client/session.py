@@ -58,7 +58,7 @@ class Session:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._end, self._link, self._name, self._emit = end, link, name, emit
-        self._profile, self._topology, self._clock = profile, topology, clock
+        self._profile, self._topology, self._clock = profile.anonymous, topology, clock
 
     def hello(self) -> Offer:
         """Ask to join.
@@ -139,7 +139,7 @@ class Session:
                     if damaged == DAMAGED:
                         raise refused(refuse, self._link.endpoint)
                     said = -REPEAT_S
-                case Refuse(code="stale" | "hello-first"):
+                case Refuse(code="stale" | "hello-first" | "turn" | "probed"):
                     said = -REPEAT_S  # the answer to something from before this hello
                 case Refuse() as refuse:
                     raise refused(refuse, self._link.endpoint)

@@ -35,6 +35,9 @@ def join(
     learning: Annotated[
         bool, typer.Option("--learn/--no-learn", help="Correct this machine's kept profile by what the run showed.")
     ] = True,
+    measure_link: Annotated[
+        bool, typer.Option(help="Measure the way to the server first, unless --profile says it.")
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an event instead of the view.")] = False,
 ) -> None:
     """Take part in a run. Shows what is trained, what the operator can learn and what it costs, then asks."""
@@ -57,6 +60,7 @@ def join(
             agree=stage.agree,
             emit=stage.emit,
             learning=learning,
+            measure_link=measure_link,
         )
         stage.emit(_finished(joined))
     if out is not None:

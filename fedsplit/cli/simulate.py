@@ -113,7 +113,7 @@ def _joining(section: ClientSection, address: str, profile: str, state: Path, em
     if emulation is not None:
         address = str(emulation.link(section.name, JoinLink.parse(address)))
     what = ["join", address, "--data", section.data, "--name", section.name, "--yes", "--state", str(state)]
-    what += ["--no-learn"]  # clients that share a machine disturb each other
+    what += ["--no-learn", "--no-measure-link"]  # clients that share a machine disturb each other
     return what + (["--profile", profile] if profile else [])
 
 

@@ -126,7 +126,8 @@ def _numbers(profile: DeviceProfile) -> Iterator[tuple[str, float]]:
             yield field.name, value
     yield from ((f"flops.{key}", value) for key, value in profile.flops.items())
     if profile.link is not None:
-        yield from ((f"link.{key}", value) for key, value in msgspec.structs.asdict(profile.link).items())
+        link = msgspec.structs.asdict(profile.link)
+        yield from ((f"link.{key}", value) for key, value in link.items() if isinstance(value, int | float))
 
 
 def _memory(profile: DeviceProfile) -> Iterator[Problem]:

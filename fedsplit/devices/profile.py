@@ -14,11 +14,15 @@ FACTOR_LEAST, FACTOR_MOST = 0.25, 4.0
 
 
 class Link(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The way to a server: bytes per second up and down (10th percentile), one-way latency in seconds."""
+    """The way to a server: bytes per second up and down (10th percentile), one-way latency in seconds.
+
+    ``source``: how they are known, e.g. ``measured to HOST:PORT on 2026-11-21``; it never leaves the device.
+    """
 
     up_bps: float
     down_bps: float
     latency_s: float = 0.01
+    source: str = ""
 
 
 class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,6 +69,11 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             time_factor=1.0,
             memory_factor=1.0,
         )
+
+    @property
+    def anonymous(self) -> DeviceProfile:
+        """As a server may see it: not where else this device has measured its link."""
+        return self if self.link is None else replace(self, link=replace(self.link, source=""))
 
     @property
     def budget_bytes(self) -> int:

@@ -46,6 +46,30 @@ class Asset(Struct, frozen=True, array_like=True):
     sha256: str
 
 
+# ---- measuring the link --------------------------------------------------------------------------------------------
+
+PROBE_BYTES = 1 << 20
+"""The most that one Probe or Probed carries."""
+
+
+class Probe(Message, tag="probe", frozen=True, kw_only=True):
+    """C→S, before a hello. Tensor ``data`` (u8, at most 1 MiB) goes up, ``back`` bytes shall come down. They are noise.
+
+    ``number`` comes back; ``invite`` as in Hello: nobody else is answered.
+    """
+
+    number: Count
+    invite: str = ""
+    back: Annotated[int, Meta(ge=1, le=PROBE_BYTES)] = 1
+
+
+class Probed(Message, tag="probed", frozen=True, kw_only=True):
+    """S→C. Tensor ``data`` (u8): as many bytes of noise as were asked for. ``busy``: it computes for others."""
+
+    number: Count
+    busy: bool = False
+
+
 # ---- joining -------------------------------------------------------------------------------------------------------
 
 
@@ -82,7 +106,7 @@ class Welcome(Message, tag="welcome", frozen=True, kw_only=True):
 
 
 class Refuse(Message, tag="refuse", frozen=True, kw_only=True):
-    """S→C. ``code``: ``name-taken``, ``bad-invite``, ``protocol``, ``base``, ``no-plan`` or ``stale``."""
+    """S→C. ``code``: ``name-taken``, ``bad-invite``, ``protocol``, ``base``, ``no-plan``, ``stale`` or ``turn``."""
 
     code: str
     reason: str
@@ -274,7 +298,9 @@ class Missing(Exchange, tag="missing", frozen=True, kw_only=True):
 
 
 AnyMessage = (
-    Hello
+    Probe
+    | Probed
+    | Hello
     | Welcome
     | Refuse
     | Accept

@@ -35,6 +35,7 @@ class State(Enum):
     FINISHED = "finished"
     CLOSED = "closed"
     BULK = "downloading"
+    PROBING = "measuring the link"
 
     STEP_OPEN = "step open"
     STEP_PREPARED = "step prepared"
@@ -54,7 +55,7 @@ LOOK = "forward to evaluate"
 """``Forward(train=False)``: a kind of its own, because nothing follows its answer."""
 
 _BOTH = (m.Alive, m.Bye)
-_FROM_CLIENT = (m.Hello, m.Accept, m.Fetch, m.Update, m.Report, m.Forward, m.Backward, m.Prepare)
+_FROM_CLIENT = (m.Probe, m.Hello, m.Accept, m.Fetch, m.Update, m.Report, m.Forward, m.Backward, m.Prepare)
 
 SENDER: dict[str, Role | None] = {
     LOOK: Role.CLIENT,
@@ -72,9 +73,9 @@ _OPEN = (_S.GREETED, _S.WELCOMED, *_JOINED, _S.FINISHED)
 MOVES: dict[tuple[State, str], State] = {
     # ---- a connection ----
     # Hello is legal always: it starts over, after a lost connection as after a change of mind.
-    **{(state, "hello"): _S.GREETED for state in (_S.NEW, *_OPEN, _S.CLOSED)},
-    **{(state, "bye"): _S.CLOSED for state in (_S.NEW, *_OPEN, _S.BULK)},
-    **{(state, "alive"): state for state in (_S.NEW, *_OPEN, _S.BULK)},
+    **{(state, "hello"): _S.GREETED for state in (_S.NEW, _S.PROBING, *_OPEN, _S.CLOSED)},
+    **{(state, "bye"): _S.CLOSED for state in (_S.NEW, _S.PROBING, *_OPEN, _S.BULK)},
+    **{(state, "alive"): state for state in (_S.NEW, _S.PROBING, *_OPEN, _S.BULK)},
     **{(state, "waiting"): state for state in _OPEN},
     (_S.NEW, "refuse"): _S.NEW,
     (_S.GREETED, "welcome"): _S.WELCOMED,
@@ -96,6 +97,10 @@ MOVES: dict[tuple[State, str], State] = {
     # Too late: the round of this update is closed.
     **{(state, "received"): state for state in (_S.READY, _S.ROUND, _S.FINISHED)},
     **{(state, "refuse"): state for state in (_S.READY, _S.ROUND, _S.FINISHED, _S.BULK)},
+    # ---- measuring the link, one payload at a time, before a hello ----
+    (_S.NEW, "probe"): _S.PROBING,
+    (_S.PROBING, "probed"): _S.NEW,
+    (_S.PROBING, "refuse"): _S.NEW,
     # ---- a connection for downloads ----
     (_S.NEW, "fetch"): _S.BULK,
     (_S.BULK, "fetch"): _S.BULK,

@@ -18,6 +18,8 @@ from fedsplit.wire.messages import (
     Hello,
     Hidden,
     Message,
+    Probe,
+    Probed,
     Received,
     Report,
     Start,
@@ -104,6 +106,8 @@ class Session:
                 return self._report(message)
             case Fetch() | Chunk():
                 return self._bulk(message, kind)
+            case Probe() | Probed():
+                return self._probe(message, kind)
         self._step_to(kind)
         return Verdict.FRESH
 
@@ -125,6 +129,7 @@ class Session:
         self._left = False
         self._evaluations: dict[tuple[int, str], bool] = {}
         self._asked: dict[tuple[str, int], None] = {}
+        self._probed = -1
 
     # ---- rounds ------------------------------------------------------------------------------------------------------
 
@@ -193,6 +198,14 @@ class Session:
             self._asked.pop(key, None)
         self.state = after
         return Verdict.REPEAT if repeated else Verdict.FRESH
+
+    def _probe(self, message: Probe | Probed, kind: str) -> Verdict:
+        # An answer that was given up on may come after the next probe, or after the hello.
+        if isinstance(message, Probed) and (self.state is not State.PROBING or message.number != self._probed):
+            return Verdict.STALE
+        self._step_to(kind)
+        self._probed = message.number
+        return Verdict.FRESH
 
     def _not_ahead(self, place: tuple[int, int]) -> None:
         if place > self._place:

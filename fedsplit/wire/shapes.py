@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedsplit.wire.limits import Limits
-from fedsplit.wire.messages import Backward, Chunk, Forward, Message
+from fedsplit.wire.messages import PROBE_BYTES, Backward, Chunk, Forward, Message, Probe, Probed
 from fedsplit.wire.tensors import WireTensor
 
-_NEEDS = {Forward: "h", Backward: "g", Chunk: "data"}
+_NEEDS = {Forward: "h", Backward: "g", Chunk: "data", Probe: "data", Probed: "data"}
 
 
 def mismatch(message: Message, tensors: Mapping[str, WireTensor], limits: Limits) -> str:
@@ -23,13 +23,21 @@ def mismatch(message: Message, tensors: Mapping[str, WireTensor], limits: Limits
     tensor = tensors.get(name)
     if tensor is None:
         return f"{type(message).__name__} needs a tensor {name!r}, found {sorted(tensors) or 'none'}"
-    if isinstance(message, Chunk):
-        return "" if tensor.dtype == "u8" and len(tensor.shape) == 1 else f"a chunk is flat u8, found {tensor.dtype}"
+    if isinstance(message, Chunk | Probe | Probed):
+        return _flat(message, tensor)
     if tensor.codec != "raw":
         return ""  # the codec knows its own shapes
     if len(tensor.shape) != 2:
         return f"tensor {name!r} must have two dimensions (tokens, width), found shape {tensor.shape}"
     return _rows(message, tensor, limits) if isinstance(message, Forward) else ""
+
+
+def _flat(message: Message, tensor: WireTensor) -> str:
+    if tensor.dtype != "u8" or len(tensor.shape) != 1:
+        return f"{type(message).__name__} carries flat u8, found {tensor.dtype} of shape {tensor.shape}"
+    if not isinstance(message, Chunk) and tensor.nbytes > PROBE_BYTES:
+        return f"{type(message).__name__} carries at most {PROBE_BYTES} bytes, found {tensor.nbytes}"
+    return ""
 
 
 def _rows(forward: Forward, h_ND: WireTensor, limits: Limits) -> str:

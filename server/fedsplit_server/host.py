@@ -20,11 +20,11 @@ from fedsplit.split.lora import keys
 from fedsplit.train.copies import Copies
 from fedsplit.wire import WireTensor
 from fedsplit.wire.ends import Incoming, ServerEnd
-from fedsplit.wire.messages import Bye, Chunk, DataSummary, Fetch, Refuse
+from fedsplit.wire.messages import Bye, Chunk, DataSummary, Fetch, Probe, Refuse
 from fedsplit_server.admission import Admission, Planner
 from fedsplit_server.assets import Assets
 from fedsplit_server.coordinator import Coordinator
-from fedsplit_server.course import Course
+from fedsplit_server.course import Course, Phase
 from fedsplit_server.desk import Desk, Out
 from fedsplit_server.inference import Inference
 from fedsplit_server.keeper import Keeper
@@ -32,6 +32,7 @@ from fedsplit_server.letters import Letters
 from fedsplit_server.meter import Meter
 from fedsplit_server.planning import Planning
 from fedsplit_server.portions import Portions
+from fedsplit_server.probes import Probes
 from fedsplit_server.roster import Roster
 
 TICK_S = 0.5
@@ -60,7 +61,7 @@ class Host:
 
     def __init__(self, parts: Parts, end: ServerEnd, emit: Emit, clock: Callable[[], float] = time.monotonic) -> None:
         self._end, self._files, self._clock, self._emit = end, parts.files, clock, emit
-        self._keeper, self._meter = parts.keeper, Meter()
+        self._keeper, self._meter, self._probes = parts.keeper, Meter(), Probes(parts.invite)
         self.roster = Roster()
         self._ticked = clock()
         run, engine, keeper = parts.run, parts.engine, parts.keeper
@@ -132,6 +133,12 @@ class Host:
         self._meter.came(known, message, incoming.nbytes)
         if isinstance(message, Fetch):
             return [self._chunk(incoming, message)]
+        if isinstance(message, Probe):
+            up_bytes = incoming.packet.tensors["data"].nbytes
+            busy = self.course.phase in (Phase.TRAIN, Phase.MEASURE)
+            answer, tensors = self._probes.answer(incoming.identity, message, up_bytes, now, busy=busy)
+            return [Out(message.client, answer, tensors, identity=incoming.identity)]
+        self._probes.over(incoming.identity)
         outs = self._coordinator.handle(incoming.identity, incoming.public_key, incoming.packet, now)
         if not known:
             self._meter.came(self._sender(incoming), message, incoming.nbytes)

@@ -17,6 +17,7 @@ CLASSES: dict[str, object] = {"model__task": "classification", "model__labels": 
 PLACES = {"u": 'topology = "u"\ncut = [1, 3]', "w": 'topology = "w"', "v": 'topology = "v"\ncut = [2, 6]'}
 
 SAID_BY_CLIENTS = {
+    "probe": {"number", "invite", "back"},
     "hello": {"invite", "software", "base", "topology", "profile", "data"},
     "accept": {"base", "data"},
     "fetch": {"asset", "offset", "size"},

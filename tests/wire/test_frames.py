@@ -86,10 +86,18 @@ def test_every_kind_survives(kind: type[m.Message]) -> None:
     fields |= {"starts": [0]} if kind is m.Forward else {}
     message = msgspec.convert(fields | {"kind": m.kind_of(kind)}, kind)
     tensors = {m.Forward: {"h": WireTensor.of(np.zeros((1, 1), "<f4"))}, m.Backward: {"g": H}}
-    tensors |= {m.Chunk: {"data": WireTensor.of(np.zeros(3, "u1"))}}
+    tensors |= {one: {"data": WireTensor.of(np.zeros(3, "u1"))} for one in (m.Chunk, m.Probe, m.Probed)}
     found = decode(encode(message, tensors.get(kind)))
     assert type(found.message) is kind
     assert msgspec.structs.replace(found.message, tensors=()) == message
+
+
+def test_a_probe_carries_at_most_a_mebibyte_of_plain_bytes() -> None:
+    probe = m.Probe(number=1)
+    broken(packet(probe, data=WireTensor.of(np.zeros(m.PROBE_BYTES + 1, "u1"))), "at most 1048576 bytes")
+    broken(packet(probe, data=H), "flat u8")
+    broken(packet(probe, other=H), "needs a tensor 'data'")
+    broken([header({"kind": "probe", "number": 1, "back": m.PROBE_BYTES + 1})], "back")
 
 
 def _example(annotation: str) -> Any:

@@ -148,6 +148,7 @@ def test_every_cell_of_the_table_for_a_connection() -> None:
         State.FINISHED: [hello(), welcome(), m.Accept(), m.Finish(round=0, reason="", metrics={})],
         State.CLOSED: [hello(), m.Bye()],
         State.BULK: [m.Fetch(asset="w", offset=0, size=1)],
+        State.PROBING: [m.Probe(number=7)],
     }
     said: dict[str, m.Message] = {
         "hello": hello(),
@@ -162,6 +163,7 @@ def test_every_cell_of_the_table_for_a_connection() -> None:
         "finish": m.Finish(round=1, reason="", metrics={}),
         "received": m.Received(round=0),
         "chunk": m.Chunk(asset="w", offset=0),
+        "probe": m.Probe(number=8),
     }
     for state, path in paths.items():
         for kind, message in said.items():
@@ -393,6 +395,19 @@ def test_reports_answer_questions() -> None:
     assert pair.say(report) is FRESH
     assert pair.say(report) is REPEAT
     assert pair.server.received(m.Report(round=0, phase="round", metrics={}, examples=1)) is STALE
+
+
+def test_a_probe_is_answered_once_and_a_late_answer_is_harmless() -> None:
+    pair = Pair()
+    assert pair.say(m.Probe(number=1), m.Probed(number=1), m.Probe(number=2)) is FRESH
+    assert pair.client.received(m.Probed(number=1)) is STALE
+    pair.refuse(m.Probe(number=3), "in state 'measuring the link'")
+    with pytest.raises(LocalProtocolError):
+        pair.server.sent(m.Probed(number=1))
+    # Given up by the client, which goes on to join.
+    pair.client.sent(hello())
+    assert pair.client.received(m.Probed(number=2)) is STALE
+    joined().refuse(m.Probe(number=1))
 
 
 def test_hello_starts_over_from_anywhere() -> None:
