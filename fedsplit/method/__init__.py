@@ -7,7 +7,7 @@ What a file with a method of one's own needs::
 
 from fedsplit.method.card import Card, Factory, method
 from fedsplit.method.check import check
-from fedsplit.method.merge import mean, merge_rule, total, weighted_sum
+from fedsplit.method.merge import exact, mean, merge_rule, total, weighted_sum
 from fedsplit.method.parts import Ask
 from fedsplit.method.ranks import per_device, uniform
 from fedsplit.method.record import SERVER, ClientUpdate, Fold, GlobalState, Memory, Merged, Method, Phases, phases
@@ -25,6 +25,7 @@ __all__ = [
     "Method",
     "Phases",
     "check",
+    "exact",
     "mean",
     "merge_rule",
     "method",
