@@ -31,6 +31,7 @@ MEMORY = {
     "adapters": "adapters, gradients, optimiser",
     "acts_front": "activations of the front",
     "acts_tail": "activations of the tail",
+    "recompute": "inside of the layer computed again",
     "logits": "logits and their gradient",
     "wire": "tensors on the wire",
     "holes": "working space and holes in the heap",
@@ -108,7 +109,7 @@ def _shares(best: Option) -> str:
     parts = {
         "weights": memory.weights + memory.embedding + memory.head,
         "adapters and optimiser": memory.adapters,
-        "activations": memory.acts_front + memory.acts_tail,
+        "activations": memory.acts_front + memory.acts_tail + memory.recompute,
         "logits": memory.logits,
         "wire buffers": memory.wire,
         "working space": memory.holes,

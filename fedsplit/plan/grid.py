@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.devices.profile import DeviceProfile
-from fedsplit.plan.memory import CACHE_HOLES, HEAP_HOLES, WORKING_LAYERS, logits
+from fedsplit.plan.memory import CACHE_HOLES, CHURN, HEAP_HOLES, WORKING_LAYERS, logits, recompute
 from fedsplit.plan.timing import head_s, speed
 from fedsplit.plan.types import Cut, Topology
 from fedsplit.plan.work import IN_FLIGHT, Work
@@ -63,8 +63,10 @@ def segment(work: Work, start_O: Ints, stop_O: Ints) -> Segment:
     )  # fmt: skip
 
 
-def kept(work: Work, part: Segment) -> Ints:
+def kept(work: Work, part: Segment, *, inputs_only: bool = False) -> Ints:
     """``memory.activations`` of every cut, bytes (O)."""
+    if inputs_only:
+        return part.back_O * (work.peak_tokens * work.width_bytes * work.card.hidden)
     sums = np.array(work.adapter_kept)
     start = np.maximum(part.start_O, work.lowest)
     lora = sums[part.stop_O] - sums[np.minimum(start, part.stop_O)]
@@ -158,8 +160,13 @@ class Grid:
         trained = self.front.lora_O + self.tail.lora_O + np.where(head & work.trains_head, card.head_trained, 0)
         stays = held * work.layer_bytes + card.embedding_params * work.width_bytes + work.state_bytes * trained
         stays += np.where(head, (card.head_params + card.norm_params) * work.width_bytes, 0)
-        passing = waiting * kept(work, self.front) + kept(work, self.tail) + np.where(head, logits(work), 0)
-        return _with_holes(work, stays, passing + self._wire(work), held * work.layer_bytes > 0, accelerator)
+        once = work.checkpoint
+        twice = (self.front.back_O + self.tail.back_O) * once
+        inside = np.where(twice > 0, recompute(work), 0)
+        passing = waiting * kept(work, self.front, inputs_only=once) + kept(work, self.tail, inputs_only=once)
+        passing += inside + np.where(head, logits(work), 0)
+        churn = np.where(accelerator, 0.0, CHURN * (twice + 1) * inside)
+        return _with_holes(work, stays, passing + self._wire(work), held * work.layer_bytes > 0, accelerator, churn)
 
     def _server(self, work: Work, accelerator: bool) -> Ints:
         card = work.card
@@ -170,16 +177,18 @@ class Grid:
         stays = weights + work.state_bytes * trained
         stays += np.where(head, (card.head_params + card.norm_params + tied) * work.width_bytes, 0)
         passing = kept(work, self.body) + np.where(head, logits(work), 0)
-        return _with_holes(work, stays, passing + self._wire(work), weights > 0, accelerator)
+        return _with_holes(work, stays, passing + self._wire(work), weights > 0, accelerator, 0.0)
 
     def _wire(self, work: Work) -> Ints:
         return self.crossings_O * work.peak_tokens * work.card.hidden * work.width_bytes
 
 
-def _with_holes(work: Work, stays: Ints, passing: Ints, loaded: NDArray[np.bool_], accelerator: bool) -> Ints:
+def _with_holes(
+    work: Work, stays: Ints, passing: Ints, loaded: NDArray[np.bool_], accelerator: bool, churn: Floats | float
+) -> Ints:
     """``Memory.with_holes`` over arrays."""
     share = CACHE_HOLES if accelerator else HEAP_HOLES
     layer = work.peak_tokens * work.width_bytes * work.largest_kept
-    holes = np.rint(share * passing + np.where(loaded, WORKING_LAYERS * layer, 0.0))
+    holes = np.rint(share * passing + np.where(loaded, WORKING_LAYERS * layer, 0.0) + churn)
     total: Ints = stays + passing + holes.astype(np.int64)
     return total

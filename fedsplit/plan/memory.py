@@ -5,9 +5,12 @@
     adapters  = state_bytes · θ                                fp32 weight 4 + gradient 4 + moments (AdamW 8)
     acts      = N · bytes · Σ_{l ≥ l_min} (kept_l + lora_l)    l_min: the lowest layer of the model that trains;
                                                                the front's times the micro-batches in flight
+    recompute = N · bytes · (kept + lora - D), one layer       where layers keep their input alone (acts: D a layer):
+                                                               what is in one while it is computed again
     logits    = chunk · V · (bytes + 4 + 4)                    N when the loss is not cut into slices
     wire      = crossings · N · D · bytes
-    holes     = 0.7 · (acts + logits + wire) + half a layer's acts
+    holes     = 0.7 · (acts + recompute + logits + wire) + half a layer's acts
+                + 0.45 · recompute · (layers computed again + 1)
 
 Derivation: backprop walks through every layer above the lowest trainable parameter, adapted or not, and each of them
 keeps its inputs (``ModelCard.kept_elements``): a front in which nothing trains keeps nothing, a tail above a training
@@ -34,13 +37,15 @@ HEAP_HOLES = 0.7
 """Bytes lost beside each live byte that comes and goes, in the C library's heap."""
 CACHE_HOLES = 0.1
 """The same on a GPU, whose caching allocator rounds and splits (estimate)."""
+CHURN = 0.45
+"""Of a layer's inside, what each layer computed again leaves as holes in the heap (measured at 1 to 24 layers)."""
 WORKING_LAYERS = 0.5
 """Intermediate results of the layer being computed, as a share of what a layer keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Peak bytes by cause."""
+    """Peak bytes by cause; ``twice`` is a number, the layers that are computed again."""
 
     weights: int
     embedding: int = 0
@@ -48,30 +53,36 @@ class Memory:
     adapters: int = 0
     acts_front: int = 0
     acts_tail: int = 0
+    recompute: int = 0
     logits: int = 0
     wire: int = 0
     holes: int = 0
     runtime: int = 0
+    twice: int = 0
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, field.name) for field in fields(self))
+        return sum(self._causes().values())
+
+    def _causes(self) -> dict[str, int]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "twice"}
 
     @property
     def passing(self) -> int:
         """Bytes that come and go with every step."""
-        return self.acts_front + self.acts_tail + self.logits + self.wire
+        return self.acts_front + self.acts_tail + self.recompute + self.logits + self.wire
 
     def with_holes(self, work: Work, device: DeviceProfile) -> Memory:
         """The peak of the process on ``device``. A device without a runtime of its own is an accelerator."""
         share = HEAP_HOLES if device.runtime_bytes else CACHE_HOLES
         layer = work.peak_tokens * work.width_bytes * work.largest_kept
         working = WORKING_LAYERS * layer if self.weights else 0.0
-        return replace(self, holes=round(share * self.passing + working), runtime=device.runtime_bytes)
+        churn = CHURN * (self.twice + 1) * self.recompute if device.runtime_bytes else 0.0
+        return replace(self, holes=round(share * self.passing + working + churn), runtime=device.runtime_bytes)
 
     def largest(self) -> tuple[str, int]:
         """The cause that takes most."""
-        return max(((field.name, getattr(self, field.name)) for field in fields(self)), key=lambda item: item[1])
+        return max(self._causes().items(), key=lambda item: item[1])
 
 
 def client_memory(work: Work, topology: Topology, cut: Cut) -> Memory:
@@ -81,13 +92,16 @@ def client_memory(work: Work, topology: Topology, cut: Cut) -> Memory:
     waiting = 1 if topology is Topology.LOCAL else min(IN_FLIGHT, work.micro_batches)
     has_head = topology is not Topology.V
     own_head = card.head_params + card.norm_params if has_head else 0
+    twice = back_layers(work, front) + back_layers(work, tail) if work.checkpoint else 0
     return Memory(
         weights=(len(front) + len(tail)) * work.layer_bytes,
         embedding=card.embedding_params * work.width_bytes,
         head=own_head * work.width_bytes,
         adapters=work.state_bytes * trained_params(work, topology, cut),
-        acts_front=waiting * activations(work, front),
-        acts_tail=activations(work, tail),
+        acts_front=waiting * activations(work, front, inputs_only=work.checkpoint),
+        acts_tail=activations(work, tail, inputs_only=work.checkpoint),
+        recompute=recompute(work) if twice else 0,
+        twice=twice,
         logits=logits(work) if has_head else 0,
         wire=crossings(work, topology, cut) * work.peak_tokens * card.hidden * work.width_bytes,
     )
@@ -125,13 +139,26 @@ def trained_params(work: Work, topology: Topology, cut: Cut) -> int:
     return theta + (work.card.head_trained if work.trains_head and topology is not Topology.V else 0)
 
 
-def activations(work: Work, layers: range) -> int:
+def back_layers(work: Work, layers: range) -> int:
+    """How many of these layers backward passes through."""
+    return max(0, layers.stop - max(layers.start, work.lowest))
+
+
+def activations(work: Work, layers: range, *, inputs_only: bool = False) -> int:
     """Bytes that a segment keeps for backward between its forward and its backward pass."""
-    start = max(layers.start, work.lowest)
-    if start >= layers.stop:
+    back = back_layers(work, layers)
+    if not back:
         return 0
-    lora = work.adapter_kept[layers.stop] - work.adapter_kept[start]
-    return round(work.peak_tokens * work.width_bytes * ((layers.stop - start) * work.kept + lora))
+    if inputs_only:
+        return back * work.peak_tokens * work.width_bytes * work.card.hidden
+    lora = work.adapter_kept[layers.stop] - work.adapter_kept[layers.stop - back]
+    return round(work.peak_tokens * work.width_bytes * (back * work.kept + lora))
+
+
+def recompute(work: Work) -> int:
+    """Bytes inside the largest layer, beside its input, while it is computed again."""
+    inside = max(0.0, work.largest_kept - work.card.hidden)
+    return round(work.peak_tokens * work.width_bytes * inside)
 
 
 def logits(work: Work) -> int:

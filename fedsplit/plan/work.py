@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Protocol, TypeVar
 
 from fedsplit.config.run import RunFile
 from fedsplit.plan.model import Linear, ModelCard, lora_params
-from fedsplit.plan.types import Cut, Topology
+from fedsplit.plan.types import ClientPlan, Cut, Topology
 
 Count = TypeVar("Count", int, float)
 
@@ -39,8 +39,9 @@ class Work:
     """One client's step. ``tokens``: longest padded row (memory); ``typical``: usual padded row (time); ``valid``:
     mean tokens of a row without padding (wire). ``state_bytes``: bytes a trained scalar costs in weights, gradient and
     optimiser. ``bits``: of a layer's frozen weights, 0: those of the compute dtype. ``chunk``: tokens of one loss
-    slice, 0: the whole micro-batch at once. ``ranks``: of each layer, 0: it does not train; empty: ``rank`` in all of
-    them. ``measured_kept``: what was measured instead of the closed forms, in elements a token: (one frozen layer, the
+    slice, 0: the whole micro-batch at once. ``checkpoint``: the client's layers keep their inputs alone and are
+    computed again on the way back. ``ranks``: of each layer, 0: it does not train; empty: ``rank`` in all of them.
+    ``measured_kept``: what was measured instead of the closed forms, in elements a token: (one frozen layer, the
     adapters of one layer)."""
 
     card: ModelCard
@@ -49,6 +50,7 @@ class Work:
     typical: float
     valid: float
     micro_batches: int = 1
+    checkpoint: bool = False
     rank: int = 8
     ranks: tuple[int, ...] = ()
     targets: tuple[str, ...] = ()
@@ -120,6 +122,11 @@ class Work:
         """Of one layer's factors; 0: it does not train."""
         return self.ranks[layer] if self.ranks else self.rank
 
+    def factors(self, layer: int, rank: int) -> tuple[int, float]:
+        """(scalars, elements a token kept for backward) of one layer's factors, were it trained at this rank."""
+        linears = self._adapted(layer)
+        return lora_params(linears, rank), self._kept(linears, rank)
+
     def _adapted(self, layer: int) -> tuple[Linear, ...]:
         return _adapted(self.card, self.targets, layer)
 
@@ -173,6 +180,19 @@ def work_of(card: ModelCard, run: RunFile, data: DataLike | None = None, *, batc
         trains_head=card.task != "causal-lm" and run.model.head != "frozen",
         chunk=loss_chunk(card, math.ceil((batch or train.batch) / train.micro_batches) * tokens),
     )  # fmt: skip
+
+
+def as_planned(work: Work, plan: ClientPlan) -> Work:
+    """``work`` as a client's plan divides it: micro-batches, what is kept, the rank of every layer."""
+    ranks = tuple(layer.rank if layer.trains else 0 for layer in plan.layers)
+    sums = work.adapter_params
+    whole = tuple(work.rank if above > below else 0 for below, above in pairwise(sums))
+    return replace(
+        work,
+        micro_batches=plan.micro_batches,
+        checkpoint=plan.checkpoint,
+        ranks=() if ranks == whole else ranks,
+    )
 
 
 def _state_bytes(run: RunFile) -> int:

@@ -1,7 +1,7 @@
 """Run as a script: some real steps of one client's part of a model, and its peak memory as JSON.
 
-Arguments: model folder, topology, c1, c2, batch, tokens. The server is played by giving everything back as it came:
-what it computes does not matter for this process's memory.
+Arguments: model folder, topology, c1, c2, batch, tokens, ``all`` or ``checkpoint`` (what layers keep). The server is
+played by giving everything back as it came: what it computes does not matter for this process's memory.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from fedsplit.config.run import ModelSection, RunFile, TrainSection
+from fedsplit.plan.memory import served
 from fedsplit.plan.types import ClientPlan, Cut, LayerPlan, Topology
 from fedsplit.probe.layer import torch_pass
 from fedsplit.probe.measure import TINY
@@ -62,15 +63,18 @@ def step(part: ClientPart, batch: Batch, topology: Topology) -> None:
     part.step(1.0, 1.0)
 
 
-def main(folder: str, topology: Topology, cut: Cut, rows: int, tokens: int) -> None:
+def main(folder: str, topology: Topology, cut: Cut, rows: int, tokens: int, checkpoint: bool) -> None:
     torch.set_num_threads(1)
     torch_pass(TINY, "float32", "cpu")()
     model = ModelSection(path=folder, task="classification", labels=("a", "b", "c"), max_length=tokens)
     run = RunFile(model=model, train=TrainSection(batch=rows))
     base = open_base(folder)
     peak = Peak()
-    layers = tuple(LayerPlan(layer=layer, place="client") for layer in range(base.num_layers))
-    part = ClientPart(base, ClientPlan(client="c", topology=topology, cut=cut, layers=layers, batch=rows), run)
+    theirs = served(topology, cut, base.num_layers)
+    places = ["server" if layer in theirs else "client" for layer in range(base.num_layers)]
+    layers = tuple(LayerPlan(layer=layer, place=place) for layer, place in enumerate(places))
+    plan = ClientPlan(client="c", topology=topology, cut=cut, layers=layers, batch=rows, checkpoint=checkpoint)
+    part = ClientPart(base, plan, run)
     for segment in (part.first, part.last) if part.first is not part.last else (part.first,):
         part.params |= segment.new_params(0)
     part._optimizer = make(run.train, part.params)
@@ -86,5 +90,5 @@ def main(folder: str, topology: Topology, cut: Cut, rows: int, tokens: int) -> N
 
 
 if __name__ == "__main__":
-    name, topology, c1, c2, rows, tokens = sys.argv[1:]
-    main(name, Topology(topology), Cut(int(c1), int(c2)), int(rows), int(tokens))
+    name, topology, c1, c2, rows, tokens, kept = sys.argv[1:]
+    main(name, Topology(topology), Cut(int(c1), int(c2)), int(rows), int(tokens), kept == "checkpoint")

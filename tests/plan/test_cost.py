@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from families import config_of
 
 from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.plan.card import card
+from fedsplit.plan.grid import Grid
 from fedsplit.plan.memory import Memory, adapter_bytes, client_memory, disk_bytes, server_memory
 from fedsplit.plan.timing import head_s, layers_s, step_times, traffic
 from fedsplit.plan.types import Cut, Topology
@@ -184,3 +186,31 @@ def replace_profile(profile: DeviceProfile, **changes: object) -> DeviceProfile:
     import msgspec
 
     return msgspec.structs.replace(profile, **changes)
+
+
+def test_a_checkpointed_layer_keeps_its_input() -> None:
+    work = replace(WORK, checkpoint=True)
+    found, whole = client_memory(work, Topology.U, Cut(2, 15)), client_memory(WORK, Topology.U, Cut(2, 15))
+    hidden_bytes = work.peak_tokens * 2 * work.card.hidden
+    assert (found.acts_front, found.acts_tail, found.twice) == (2 * hidden_bytes, hidden_bytes, 3)
+    assert found.recompute == pytest.approx(whole.acts_tail - hidden_bytes)
+    assert server_memory(work, Topology.U, Cut(2, 15)) == server_memory(WORK, Topology.U, Cut(2, 15))
+    frozen = replace(work, targets=("model.layers.15.self_attn.q_proj",))
+    assert client_memory(frozen, Topology.U, Cut(2, 16)).recompute == 0
+    one = client_memory(work, Topology.V, Cut(1, 16))
+    assert one.passing == pytest.approx(client_memory(WORK, Topology.V, Cut(1, 16)).passing)
+
+
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_arrays_of_checkpointed_plans(accelerator: bool) -> None:
+    work = replace(WORK, checkpoint=True, micro_batches=2)
+    device = msgspec.structs.replace(ONE_FLOPS, runtime_bytes=0 if accelerator else 1)
+    chosen = [
+        (Topology.LOCAL, Cut(16, 16)),
+        (Topology.U, Cut(2, 15)),
+        (Topology.V, Cut(3, 16)),
+        (Topology.W, Cut(0, 16)),
+    ]
+    (found,) = Grid(works=[work], chosen=chosen).client_MO(accelerator=accelerator)
+    wanted = [client_memory(work, *one).with_holes(work, device) for one in chosen]
+    assert found.tolist() == [memory.total - memory.runtime for memory in wanted]

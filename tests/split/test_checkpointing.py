@@ -67,8 +67,10 @@ def test_every_family_and_cut_with_dropout(family: str, tmp_path: Path) -> None:
         before = torch.get_rng_state()
         assert torch.equal(step(case, cut, once, False), step(case, cut, twice, True))
         for name, value in once.items():
-            assert value.grad is not None and twice[name].grad is not None, name
-            assert torch.equal(value.grad, twice[name].grad), (name, cut)
+            other = twice[name].grad
+            assert value.grad is not None, name
+            assert other is not None, name
+            assert torch.equal(value.grad, other), (name, cut)
         assert torch.equal(torch.get_rng_state(), before)
 
 
