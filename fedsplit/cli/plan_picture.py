@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedsplit.devices.units import duration, size
@@ -18,7 +18,7 @@ from fedsplit.plan.options import describe
 from fedsplit.plan.question import Question, server_of
 from fedsplit.plan.timing import Times, step_times
 from fedsplit.plan.types import ClientPlan, Plan
-from fedsplit.plan.work import Work, work_of
+from fedsplit.plan.work import Work, as_planned, work_of
 
 MOST_ROWS = 40
 """Clients up to which each has a row of its own."""
@@ -109,8 +109,7 @@ def costs(client: ClientPlan, question: Question) -> tuple[Times, Memory]:
 
 
 def _work(client: ClientPlan, question: Question) -> Work:
-    work = work_of(question.card, question.run, question.data, batch=client.batch)
-    return replace(work, micro_batches=client.micro_batches)
+    return as_planned(work_of(question.card, question.run, question.data, batch=client.batch), client)
 
 
 def _bar(client: ClientPlan, question: Question) -> Bar:

@@ -10,13 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedsplit.cli.plan_layers import cut_down, layers_table
 from fedsplit.devices.units import duration, rate, size, speed
 from fedsplit.plan.explain import MEMORY, TIME, lack
-from fedsplit.plan.memory import Memory, adapter_bytes
+from fedsplit.plan.memory import Memory
 from fedsplit.plan.options import Option, describe
-from fedsplit.plan.question import ASSUMED_SERVER, Question, options_of
+from fedsplit.plan.question import ASSUMED_SERVER, Question, options_of, priced
 from fedsplit.plan.timing import Times
+from fedsplit.plan.trained import offers, trained
 from fedsplit.plan.types import ClientPlan, Plan, Topology
+from fedsplit.plan.work import as_planned, work_of
 
 SHOWN = 12
 """Candidates listed in an explanation."""
@@ -47,12 +50,14 @@ def print_plan(plan: Plan, asked: Mapping[str, Question], console: Console | Non
     """Print a row a client, then what the server can learn from each kind of plan, and the digest."""
     console = console or Console(highlight=False)
     rows = [_row(client, asked[client.client]) for client in plan.clients]
-    hidden = () if console.width >= WIDE else ("here", "rank", "batch", "disk", "server sees")
+    hidden = () if console.width >= WIDE else ("here", "batch", "disk", "server sees")
+    if console.width < WIDE and not any(cut_down(client, asked[client.client]) for client in plan.clients):
+        hidden = (*hidden, "train")
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1, 0, 0))
     shown = [header for header in rows[0] if header not in hidden]
     for header in shown:
-        left = header in ("client", "plan", "server sees", "limited by")
-        whole = header in ("client", "plan", "memory", "a step")
+        left = header in ("client", "plan", "train", "server sees", "limited by")
+        whole = header in ("client", "plan", "train", "memory", "a step")
         table.add_column(header, justify="left" if left else "right", no_wrap=whole)
     for row in rows:
         table.add_row(*(row[header] for header in shown))
@@ -68,20 +73,18 @@ def _row(client: ClientPlan, question: Question) -> dict[str, Text | str]:
     cost = client.estimate
     assert cost is not None
     option = chosen(client, question)
-    adapter, steps = adapter_bytes(option.work, client.topology, client.cut), question.run.train.steps
-    here = sum(layer.place == "client" for layer in client.layers)
-    ranks = sorted({layer.rank for layer in client.layers if layer.trains})
+    steps, here = question.run.train.steps, sum(layer.place == "client" for layer in client.layers)
     return {
         "client": Text(client.client, style="bold"),
         "plan": describe(client.topology, client.cut),
         "here": f"{here} of {len(client.layers)}",
-        "rank": ", ".join(str(rank) for rank in ranks) or "–",
+        "train": trained(client.layers),
         "batch": f"{client.batch}" if client.micro_batches == 1 else f"{client.micro_batches} × {option.work.rows}",
         "memory": f"{size(cost.memory_bytes)} of {size(question.device.budget_bytes)}",
         "disk": size(cost.disk_bytes),
         "a step": duration(cost.step_s),
-        "up": size(cost.up_bytes * steps + adapter),
-        "down": size(cost.down_bytes * steps + adapter),
+        "up": size(cost.up_bytes * steps + cost.factors_up_bytes),
+        "down": size(cost.down_bytes * steps + cost.factors_down_bytes),
         "server sees": SEES[client.topology],
         "limited by": SHORT.get(client.binding, client.binding),
     }
@@ -89,8 +92,8 @@ def _row(client: ClientPlan, question: Question) -> dict[str, Text | str]:
 
 def chosen(client: ClientPlan, question: Question) -> Option:
     """The candidate that the plan took."""
-    options, _ = options_of(question)
-    return next(option for option in options if (option.topology, option.cut) == (client.topology, client.cut))
+    work = as_planned(work_of(question.card, question.run, question.data, batch=client.batch), client)
+    return priced(question, client.topology, client.cut, [work])
 
 
 def _by_exposure(clients: Sequence[ClientPlan]) -> dict[str, list[str]]:
@@ -115,7 +118,9 @@ def print_explanation(client: ClientPlan, question: Question, console: Console |
     for fact in facts:
         console.print(Text(fact, style="dim"), soft_wrap=True)
     console.print(_sums(option.memory, option.times))
-    for reason in client.reasons:
+    if cut_down(client, question):
+        console.print(layers_table(client, question))
+    for reason in (*client.reasons, *(offers(client, question) if question.run.plan.layers == "fit" else ())):
         console.print(Text(f"· {reason}"), soft_wrap=True)
     console.print(Text(client.exposure, style="italic"), soft_wrap=True)
     console.print(_candidates(question, option))

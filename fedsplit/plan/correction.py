@@ -9,7 +9,6 @@ stays between 1/4 and 4.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from msgspec import structs
 
@@ -19,7 +18,7 @@ from fedsplit.plan.memory import client_memory
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.timing import step_times
 from fedsplit.plan.types import ClientPlan
-from fedsplit.plan.work import DataLike, work_of
+from fedsplit.plan.work import DataLike, as_planned, work_of
 
 WEIGHT = 0.5
 """Of the newest run."""
@@ -47,7 +46,7 @@ def learnt(
     process, 0 where unknown. ``data``: the counts of the rows that were really trained on.
     """
     base = structs.replace(profile, time_factor=1.0, memory_factor=1.0)
-    work = replace(work_of(card, run, data, batch=plan.batch), micro_batches=plan.micro_batches)
+    work = as_planned(work_of(card, run, data, batch=plan.batch), plan)
     fixed = next((section for section in run.clients if section.name == plan.client), None)
     threads = fixed.threads if fixed else 0
     predicted_s = step_times(work, plan.topology, plan.cut, base, base, threads=threads).device

@@ -76,34 +76,67 @@ def best(segment: Segment, budget_bytes: int, *, units: int = UNITS) -> tuple[It
     Exact up to the rounding of bytes to units (none where the bytes have a common divisor that gives few units).
     Between equal values the deepest ``l_min`` (the quickest step), then the cheaper item, layer by layer from it.
     """
-    tables = _Tables(segment, budget_bytes, units)
-    found: tuple[int, int] | None = None
-    for lowest in range(len(segment.layers) + 1):
-        value = tables.value(lowest)
-        if value is not None and (found is None or value >= found[0]):
-            found = value, lowest
-    return None if found is None else tables.items(found[1])
+    found = Knapsack(segment, units=units)
+    lowest = found.lowest(budget_bytes)
+    return None if lowest is None else found.items(lowest, budget_bytes)
 
 
-class _Tables:
-    """``off[l]``: best value of freezing the layers [0, l) within w units; ``free[l]``: of the layers [l, L)."""
+class Knapsack:
+    """The tables of a segment, which serve every budget.
 
-    def __init__(self, segment: Segment, budget_bytes: int, units: int) -> None:
+    ``off[l]``: best value of freezing the layers [0, l) within w units; ``free[l]``: of the layers [l, L) as one likes.
+    """
+
+    def __init__(self, segment: Segment, *, units: int = UNITS) -> None:
         self.segment = segment
         self.unit = _unit(segment, units)
-        # What every layer takes at least is no choice: set aside, it leaves the units to what differs.
-        spare = budget_bytes - sum(segment.cheapest)
-        widest = sum(max(self._units(layer, item) for item in items) for layer, items in enumerate(segment.layers))
-        self.room = [-1 if floor is None else min(widest, (spare - floor) // self.unit) for floor in segment.floor]
-        width = max(-1, *self.room) + 1
         layers = len(segment.layers)
-        self.off = [np.zeros(width, dtype=np.int64)]
+        self.width = sum(max(self._units(layer, item) for item in segment.layers[layer]) for layer in range(layers))
+        self.off = [np.zeros(self.width + 1, dtype=np.int64)]
         for layer in range(layers):
             self.off.append(self._added(self.off[-1], layer, self._frozen(layer)))
-        free = [np.zeros(width, dtype=np.int64)]
+        free = [np.zeros(self.width + 1, dtype=np.int64)]
         for layer in reversed(range(layers)):
             free.append(self._added(free[-1], layer, segment.layers[layer]))
         self.free = free[::-1]
+
+    def lowest(self, budget_bytes: int) -> int | None:
+        """Where the best choice within the budget starts to train; None: nothing fits."""
+        found: tuple[int, int] | None = None
+        for lowest in range(len(self.segment.layers) + 1):
+            value = self._value(lowest, budget_bytes)
+            if value is not None and (found is None or value >= found[0]):
+                found = value, lowest
+        return None if found is None else found[1]
+
+    def value(self, lowest: int, budget_bytes: int) -> float | None:
+        """The best value with this lowest layer; None: it does not fit, or is not allowed."""
+        found = self._value(lowest, budget_bytes)
+        return None if found is None else found / SCALE
+
+    def items(self, lowest: int, budget_bytes: int) -> tuple[Item, ...]:
+        """The items behind ``value``, which is not None."""
+        target = self._value(lowest, budget_bytes)
+        splits = [(item, self._splits(lowest, item, budget_bytes)) for item in self._starts(lowest)]
+        start, split = next((item, split) for item, split in splits if split.size and split.max() == target)
+        below = int(split.argmax())
+        left = self._traced(self.off, below, range(lowest - 1, -1, -1), step=-1)[::-1]
+        layers = range(lowest + 1, len(self.segment.layers))
+        right = self._traced(self.free, len(split) - 1 - below, layers, step=1)
+        return (*left, *([start] if start else []), *right)
+
+    def least_bytes(self, lowest: int) -> int:
+        """The smallest budget at which ``value`` with this lowest layer, which is allowed, is not None."""
+        first = min(self._units(lowest, item) if item else 0 for item in self._starts(lowest))
+        frozen = sum(min(self._units(layer, item) for item in self._frozen(layer)) for layer in range(lowest))
+        return (self.segment.floor[lowest] or 0) + sum(self.segment.cheapest) + (first + frozen) * self.unit
+
+    def _room(self, lowest: int, budget_bytes: int) -> int:
+        """Units to give away: what every layer takes at least is no choice and set aside."""
+        floor = self.segment.floor[lowest]
+        if floor is None:
+            return -1
+        return min(self.width, (budget_bytes - floor - sum(self.segment.cheapest)) // self.unit)
 
     def _units(self, layer: int, item: Item) -> int:
         return math.ceil((item.bytes - self.segment.cheapest[layer]) / self.unit)
@@ -121,9 +154,9 @@ class _Tables:
         found[found < _NEVER // 2] = _NEVER
         return found
 
-    def _splits(self, lowest: int, item: Item | None) -> Ints:
+    def _splits(self, lowest: int, item: Item | None, budget_bytes: int) -> Ints:
         """Values of giving 0, 1, … units to the frozen layers below and the rest to the free ones above."""
-        left = self.room[lowest] - (self._units(lowest, item) if item else 0)
+        left = self._room(lowest, budget_bytes) - (self._units(lowest, item) if item else 0)
         if left < 0:
             return np.empty(0, dtype=np.int64)
         above = self.free[min(lowest + 1, len(self.segment.layers))]
@@ -136,22 +169,10 @@ class _Tables:
             return [None]
         return [*sorted((item for item in self.segment.layers[lowest] if item.rank), key=_cheap)]
 
-    def value(self, lowest: int) -> int | None:
-        """The best value of this case; None: it does not fit, or is not allowed."""
-        found = [int(split.max()) for item in self._starts(lowest) if (split := self._splits(lowest, item)).size]
-        top = max(found, default=_NEVER)
+    def _value(self, lowest: int, budget_bytes: int) -> int | None:
+        splits = [self._splits(lowest, item, budget_bytes) for item in self._starts(lowest)]
+        top = max((int(split.max()) for split in splits if split.size), default=_NEVER)
         return top if top > _NEVER // 2 else None
-
-    def items(self, lowest: int) -> tuple[Item, ...]:
-        """The items behind ``value``, cheapest first among equals."""
-        target = self.value(lowest)
-        splits = [(item, self._splits(lowest, item)) for item in self._starts(lowest)]
-        start, split = next((item, split) for item, split in splits if split.size and split.max() == target)
-        below = int(split.argmax())
-        left = self._traced(self.off, below, range(lowest - 1, -1, -1), step=-1)[::-1]
-        layers = range(lowest + 1, len(self.segment.layers))
-        right = self._traced(self.free, len(split) - 1 - below, layers, step=1)
-        return (*left, *([start] if start else []), *right)
 
     def _traced(self, tables: Sequence[Ints], room: int, layers: range, *, step: int) -> list[Item]:
         """The items that a table's entry is made of, layer by layer towards the empty table."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedsplit.devices.profile import Link
 from fedsplit.plan.explain import Rivals
+from fedsplit.plan.fitted import Fitter
 from fedsplit.plan.grid import Floats, Grid, Ints
 from fedsplit.plan.limits import Limits, limits_of
 from fedsplit.plan.memory import Memory, client_memory, factor_bytes, server_memory
@@ -199,12 +200,13 @@ class Shelf:
         return dated(option, self.limits, reached(device, server, question.link_share))
 
     def rivals(self, question: Question, block: Block, row: int, best: int) -> Rivals:
-        """What the chosen candidate is compared with."""
+        """What the chosen candidate is compared with; -1: none of them was."""
         rank_O, fits_O, taken_O = block.rank_KO[row], block.usable_KO[row], block.bytes_KO[row]
-        others = [(topology, part) for topology, part in self._parts if topology is not self.grid.chosen[best][0]]
+        own = self.grid.chosen[best][0] if best >= 0 else None
+        others = [(topology, part) for topology, part in self._parts if topology is not own]
         fastest = [part.start + int(rank_O[part].argmin()) for _, part in others]
         short = int(np.where(fits_O, _NEVER, rank_O).argmin())
-        beats = not fits_O[short] and (int(rank_O[short]), short) < (int(rank_O[best]), best)
+        beats = best < 0 or (not fits_O[short] and (int(rank_O[short]), short) < (int(rank_O[best]), best))
         return Rivals(
             fitting=int(fits_O.sum()),
             short_of=self.option(question, block, row, short).short_of if beats else "",
@@ -231,4 +233,7 @@ def _slower(question: Question) -> float:
 def anything_fits(question: Question) -> bool:
     """Whether this client has a plan at all."""
     shelf = Shelf(question=question)
-    return bool(shelf.grid.chosen) and bool(shelf.block([question]).usable_KO.any())
+    if not shelf.grid.chosen:
+        return False
+    whole = bool(shelf.block([question]).usable_KO.any())
+    return whole or (question.run.plan.layers == "fit" and Fitter(question).any(question))

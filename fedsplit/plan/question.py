@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -97,22 +97,23 @@ def step_of(question: Question) -> tuple[list[tuple[Topology, Cut]], list[Work],
 def options_of(question: Question) -> tuple[list[Option], list[str]]:
     """(every candidate with its cost, the fastest first; why others are not allowed)."""
     chosen, works, why_not = step_of(question)
-    fixed, server = question.fixed, server_of(question)
-    priced = [
-        price(
-            topology,
-            cut,
-            works,
-            question.device,
-            server,
-            threads=fixed.threads if fixed else 0,
-            share=question.share,
-            limits=limits_of(question.run, server),
-            link_share=question.link_share,
-        )
-        for topology, cut in chosen
-    ]
-    return sorted(priced, key=lambda option: option.key), why_not
+    options = [priced(question, topology, cut, works) for topology, cut in chosen]
+    return sorted(options, key=lambda option: option.key), why_not
+
+
+def priced(question: Question, topology: Topology, cut: Cut, works: Sequence[Work]) -> Option:
+    """One candidate with its cost; ``works`` as ``options.price`` takes them."""
+    return price(
+        topology,
+        cut,
+        works,
+        question.device,
+        server_of(question),
+        threads=question.fixed.threads if question.fixed else 0,
+        share=question.share,
+        link_share=question.link_share,
+        limits=limits_of(question.run, server_of(question)),
+    )
 
 
 def alike(question: Question) -> tuple[bytes, bytes]:

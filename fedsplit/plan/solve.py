@@ -20,18 +20,21 @@ from fedsplit.errors import PlanError
 from fedsplit.plan.card import check_targets
 from fedsplit.plan.consent import Shown
 from fedsplit.plan.depth import check_depth
-from fedsplit.plan.explain import binding, reasons
+from fedsplit.plan.explain import Rivals, binding, reasons
 from fedsplit.plan.exposure import exposure
+from fedsplit.plan.fitted import Fitter
 from fedsplit.plan.fleet import balance
 from fedsplit.plan.limits import limits_of
 from fedsplit.plan.memory import disk_bytes, factor_bytes, served, server_total
 from fedsplit.plan.model import ModelCard
-from fedsplit.plan.prices import Block, Shelf
+from fedsplit.plan.options import Option
+from fedsplit.plan.prices import Shelf
 from fedsplit.plan.question import ASSUMED_SERVER, Question, alike, options_of, questions
 from fedsplit.plan.refuse import nothing_fits
 from fedsplit.plan.timing import traffic
+from fedsplit.plan.trained import gave_up
 from fedsplit.plan.types import ClientPlan, Cut, Estimate, LayerPlan, Plan, Topology
-from fedsplit.plan.work import DTYPE_BYTES, DataLike
+from fedsplit.plan.work import DTYPE_BYTES, DataLike, Work
 
 
 def solve(
@@ -97,16 +100,30 @@ def _plans(asked: Mapping[str, Question]) -> list[ClientPlan]:
 
 def _answers(shelf: Shelf, names: Sequence[str], asked: Sequence[Question]) -> Iterator[ClientPlan]:
     facts: dict[int, Facts] = {}
+    fitter = Fitter(asked[0]) if asked[0].run.plan.layers == "fit" else None
     waiting = iter(names)
     for some, block in shelf.blocks(asked):
         for row, question in enumerate(some):
             name, best = next(waiting), shelf.best(block, row)
+            rivals = shelf.rivals(question, block, row, best)
             if best < 0:
-                options, why_not = options_of(question)
-                raise PlanError(nothing_fits(name, question, options, why_not))
+                yield _cut_down(name, question, fitter, rivals, shelf.why_not)
+                continue
+            option = shelf.option(question, block, row, best)
             if best not in facts:
-                facts[best] = _facts(question, shelf, best)
-            yield _plan(name, question, shelf, block, row, best, facts[best])
+                facts[best] = _facts(question, option)
+            yield _plan(name, question, option, rivals, shelf.why_not, facts[best])
+
+
+def _cut_down(
+    name: str, question: Question, fitter: Fitter | None, rivals: Rivals, why_not: Sequence[str]
+) -> ClientPlan:
+    """A plan that trains less than all layers at the run's rank. Raises PlanError where there is none, or no leave."""
+    found = fitter.best(question) if fitter else None
+    if found is None:
+        raise PlanError(nothing_fits(name, question, *options_of(question)))
+    plan = _plan(name, question, found.option, rivals, why_not, _facts(question, found.option))
+    return msgspec.structs.replace(plan, reasons=(*gave_up(plan, found, question), *plan.reasons[1:]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +137,10 @@ class Facts:
     factors: tuple[int, int]
 
 
-def _facts(question: Question, shelf: Shelf, column: int) -> Facts:
-    (topology, cut), work = shelf.grid.chosen[column], shelf.grid.works[0]
+def _facts(question: Question, option: Option) -> Facts:
+    topology, cut, work = option.topology, option.cut, option.work
     return Facts(
-        layers=_layers(question, topology, cut),
+        layers=_layers(question, topology, cut, work),
         exposure=exposure(question.card, topology, cut, trains_head=work.trains_head),
         disk_bytes=disk_bytes(work, topology, cut),
         traffic=traffic(work, topology, cut),
@@ -131,9 +148,9 @@ def _facts(question: Question, shelf: Shelf, column: int) -> Facts:
     )
 
 
-def _plan(name: str, question: Question, shelf: Shelf, block: Block, row: int, column: int, facts: Facts) -> ClientPlan:
-    best = shelf.option(question, block, row, column)
-    rivals = shelf.rivals(question, block, row, column)
+def _plan(
+    name: str, question: Question, best: Option, rivals: Rivals, why_not: Sequence[str], facts: Facts
+) -> ClientPlan:
     device, work = question.device, best.work
     here = 0 if best.topology is Topology.LOCAL else best.server.total - best.server.runtime
     estimate = Estimate(
@@ -152,19 +169,19 @@ def _plan(name: str, question: Question, shelf: Shelf, block: Block, row: int, c
     return ClientPlan(
         client=name, topology=best.topology, cut=best.cut, layers=facts.layers, batch=work.batch,
         micro_batches=work.micro_batches, dtype=work.dtype, estimate=estimate,
-        binding=binding(rivals, best, question.fixed), reasons=reasons(rivals, best, shelf.why_not, question),
+        binding=binding(rivals, best, question.fixed), reasons=reasons(rivals, best, why_not, question),
         exposure=facts.exposure,
     )  # fmt: skip
 
 
-def _layers(question: Question, topology: Topology, cut: Cut) -> tuple[LayerPlan, ...]:
-    theirs = served(topology, cut, question.card.num_layers)
+def _layers(question: Question, topology: Topology, cut: Cut, work: Work) -> tuple[LayerPlan, ...]:
+    theirs, sums = served(topology, cut, question.card.num_layers), work.adapter_params
     return tuple(
         LayerPlan(
             layer=layer,
             place="server" if layer in theirs else "client",
-            trains=bool(question.card.adapted(question.run.lora.targets, layer)),
-            rank=question.run.lora.rank,
+            trains=sums[layer + 1] > sums[layer],
+            rank=work.rank_of(layer) or work.rank,
             bits=8 * DTYPE_BYTES[question.run.model.dtype],
         )
         for layer in range(question.card.num_layers)

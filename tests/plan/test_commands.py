@@ -55,13 +55,23 @@ def run_file(tmp_path: Path) -> Path:
 def test_table(run_file: Path) -> None:
     shown = fedsplit("plan", str(run_file), "--server", "server_l4")
     assert shown.exit_code == 0
-    for word in ("laptop", "zero", "MB of", "server sees", "limited by", "rank", "server: server_l4", "digest"):
+    for word in (
+        "laptop",
+        "zero",
+        "MB of",
+        "server sees",
+        "limited by",
+        "train",
+        "all 6 · r 8",
+        "server: server_l4",
+        "digest",
+    ):
         assert word in shown.output
 
 
 def test_a_narrow_terminal_shows_the_essentials(run_file: Path) -> None:
     shown = fedsplit("plan", str(run_file), columns=80).output
-    assert "rank" not in shown.splitlines()[1]
+    assert "train" not in shown.splitlines()[1]
     assert "MB of 279 MB" in shown
     assert max(map(len, shown.partition("up and down")[0].splitlines())) <= 80
 
@@ -95,6 +105,24 @@ def test_ranks_that_the_method_cannot_merge(run_file: Path) -> None:
     shown = fedsplit("plan", str(run_file))
     assert shown.exit_code == 2
     assert "plan.ranks: found [4] with method 'fedavg'" in " ".join(shown.stderr.split())
+
+
+def test_a_device_with_less_memory_trains_fewer_layers(run_file: Path) -> None:
+    text = MINILM.replace("shares_labels = true", 'topologies = ["local"]')
+    text += '[plan]\nlayers = "fit"\ncheckpoint = false\n'
+    run_file.write_text(text.replace("raspberry_pi_zero_2w", "laptop_x86_4core"))
+    less = ("--what-if", "zero.memory=600MB")
+    table = fedsplit("plan", str(run_file), *less)
+    assert table.exit_code == 0, table.stderr
+    row = next(line for line in table.output.splitlines() if "zero" in line)
+    assert " of 6" in row
+    assert "memory" in row
+    assert "all 6 · r 8" not in row
+    narrow = fedsplit("plan", str(run_file), *less, columns=80).output
+    assert "train" in narrow.splitlines()[1] + narrow.splitlines()[2]
+    shown = fedsplit("plan", str(run_file), "--explain", "zero", *less).output
+    for words in ("layers here", "the lowest", "lacks", "not trained here", "within"):
+        assert words in shown
 
 
 def test_what_if_changes_the_answer(run_file: Path) -> None:
