@@ -27,6 +27,7 @@ BENCHES = (
     Verb("growth", "fedsplit.cli.bench_growth:rows", "Memory of server and clients over many steps."),
     Verb("large", "fedsplit.cli.bench_large:rows", "Steps of a small client on a model of 1.2 billion parameters."),
     Verb("plan", "fedsplit.cli.bench_plan:rows", "How long planning takes, and what simpler rules would give."),
+    Verb("emulated", "fedsplit.cli.bench_emulated:rows", "The planned cut against all others, on emulated devices."),
     Verb("predict", "fedsplit.cli.bench_predict:rows", "What the planner predicts, beside what happens."),
 )
 

@@ -56,11 +56,11 @@ class Turns:
         """Wait until the child is about to do its first step."""
         self._answer(START_S)
 
-    def step(self) -> dict[str, Any]:
-        """Let it do one step."""
+    def step(self, what: str = "") -> dict[str, Any]:
+        """Let it do one step; ``what``: the line that says which, for a child that asks."""
         assert self._child.stdin is not None
         try:
-            self._child.stdin.write("\n")
+            self._child.stdin.write(f"{what}\n")
             self._child.stdin.flush()
         except OSError:
             raise self._failed() from None

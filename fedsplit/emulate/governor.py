@@ -34,12 +34,12 @@ CREDIT_S = 0.05
 class Governed:
     """One process held to ``share`` of the speed that it has here with ``threads`` threads.
 
-    ``active``: whether it is held at present. ``stopped_s``: how long it was stopped so far.
+    ``ended``: the process is gone, or was released. ``stopped_s``: how long it was stopped so far.
     """
 
     def __init__(self, pid: int, share: float, threads: int = 1) -> None:
         self.pid, self.share, self.threads = pid, min(1.0, share), threads
-        self.active, self.ended, self.stopped_s = True, False, 0.0
+        self.ended, self.stopped_s = False, 0.0
         self._meter, self._lock = Meter(pid), threading.Lock()
         self._owed_s, self._since, self._until = 0.0, 0.0, 0.0
         self._spent, self._waited = self._meter.read()
@@ -48,6 +48,8 @@ class Governed:
         """Stop or go on, as is due. A process that is gone is left alone from then on."""
         try:
             with self._lock:
+                if self.ended:
+                    return
                 if not self._until:
                     self._perhaps_stop(now)
                 elif now >= self._until:
@@ -57,20 +59,21 @@ class Governed:
 
     def owed_s(self) -> float:
         """Seconds that the device would still compute before it is where the process is now. Any thread may ask."""
-        if not self.active or self.ended:
-            return 0.0
         with suppress(OSError), self._lock:
-            return max(0.0, self._until - time.monotonic() if self._until else self._owes())
+            if self.ended:
+                return 0.0
+            return max(0.0, self._owed_s - (time.monotonic() - self._since) if self._until else self._owes())
         return 0.0
 
     def release(self) -> None:
         """Let it run, now and for good."""
-        self.active = False
-        with suppress(OSError):
-            os.kill(self.pid, signal.SIGCONT)
+        with self._lock:
+            self.ended = True
+            with suppress(OSError):
+                os.kill(self.pid, signal.SIGCONT)
 
     def _perhaps_stop(self, now: float) -> None:
-        if self._owes() >= LEAST_S and self.active:
+        if self._owes() >= LEAST_S:
             os.kill(self.pid, signal.SIGSTOP)
             self._since, self._until = now, now + min(self._owed_s, MOST_S)
 
@@ -85,7 +88,7 @@ class Governed:
         computed = (spent - self._spent) / self.threads
         owed = self._owed_s + computed * (1 / self.share - 1) - (waited - self._waited)
         self._spent, self._waited = spent, waited
-        self._owed_s = max(-CREDIT_S, owed) if self.active else 0.0
+        self._owed_s = max(-CREDIT_S, owed)
         return self._owed_s
 
 
@@ -134,9 +137,8 @@ class Governor:
     def __exit__(self, *error: object) -> None:
         self._done.set()
         self._thread.join(10.0)
-        for process in self._processes:
-            if not process.ended:
-                process.release()
+        for process in list(self._processes):
+            process.release()
 
     def hold(self, pid: int, share: float, threads: int = 1) -> Governed:
         """Hold the process ``pid`` from now on. Raises ConfigError when there is no such process."""
@@ -150,5 +152,7 @@ class Governor:
     def _run(self) -> None:
         while not self._done.wait(LOOK_S):
             for process in list(self._processes):
-                if not process.ended:
+                if process.ended:
+                    self._processes.remove(process)
+                else:
                     process.look(time.monotonic())
