@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedsplit.cli.plan import read_config
+from fedsplit.cli.gathered import Gathered
+from fedsplit.cli.plan import config_file, read_config, this_machine
 from fedsplit.config.run import ModelSection, RoundsSection, RunFile, Task, TrainSection
-from fedsplit.devices.find import find, names, own
+from fedsplit.devices.find import find, names
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.devices.units import duration, size
 from fedsplit.errors import ConfigError, PlanError, Problem
@@ -54,11 +55,14 @@ def fit(
     """Say, from config.json alone, which devices could train a model, in which topology, and what a step costs."""
     if here and device:
         raise ConfigError([Problem("--here", f"together with --device {device}", "one of the two", "drop one")])
-    config = read_config(model, Path())
-    chosen = cast("Task", task or TASKS.get(str(config.get("model_type")), "causal-lm"))
-    found = card(config, chosen)
-    devices = [own()] if here else [find(device)] if device else _shelf()
-    host = find(server) if server else None
+    gathered = Gathered()
+    known = gathered.take("", lambda: _card(model, task))
+    machine = gathered.take("--device", this_machine if here else lambda: find(device)) if here or device else None
+    host = gathered.take("--server", lambda: find(server)) if server else None
+    gathered.refuse()
+    assert known is not None
+    found, chosen = known
+    devices = [machine] if machine else _shelf()
     run = RunFile(
         model=ModelSection(path=model, task=chosen, max_length=length),
         train=TrainSection(batch=batch),
@@ -69,6 +73,14 @@ def fit(
         typer.echo(msgspec.json.format(msgspec.json.encode({"params": found.params, "devices": answers})).decode())
     else:
         _print(model, found, answers, run, server)
+
+
+def _card(model: str, task: str) -> tuple[ModelCard, Task]:
+    """The card for ``task``, or for what the model's family is used for."""
+    path = config_file(model, Path())
+    config = read_config(path)
+    chosen = cast("Task", task or TASKS.get(str(config.get("model_type")), "causal-lm"))
+    return card(config, chosen, source=str(path)), chosen
 
 
 def _shelf() -> list[DeviceProfile]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import msgspec
 import typer
 
 from fedsplit import assets
+from fedsplit.cli.gathered import Gathered
 from fedsplit.cli.plan_picture import picture
 from fedsplit.cli.plan_plot import check_plot, write_plot
 from fedsplit.cli.plan_table import print_explanation, print_plan
@@ -19,6 +21,7 @@ from fedsplit.config.run import RunFile
 from fedsplit.devices.change import what_if
 from fedsplit.devices.find import find, own
 from fedsplit.devices.fleet import load_fleet
+from fedsplit.devices.load import foreign
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, Problem
 from fedsplit.method.of_run import method_of
@@ -46,9 +49,7 @@ def plan(
     if plot is not None:
         check_plot(plot)
     run = load(run_file)
-    method_of(run)
-    model = model_card(run, run_file.parent)
-    devices, host = machines(run, run_file.parent, fleet, server)
+    model, devices, host = inputs(run, run_file, fleet, server)
     for text in change or ():
         devices = what_if(devices, text)
     if explain and explain not in devices:
@@ -76,25 +77,25 @@ def model_card(run: RunFile, near: Path) -> ModelCard:
 
     Raises ConfigError where there is none.
     """
-    return card(read_config(run.model.path, near), run.model.task, len(run.model.labels))
+    path = config_file(run.model.path, near)
+    return card(read_config(path), run.model.task, len(run.model.labels), str(path))
 
 
-def read_config(name: str, near: Path) -> dict[str, Any]:
-    """The parsed ``config.json`` of a model: shipped by name, a folder, the file itself, or a hub id.
+def config_file(name: str, near: Path) -> Path:
+    """The ``config.json`` of a model: shipped by name, in a folder, the file itself, or of a hub id.
 
-    Raises ConfigError where there is none, or it is no JSON object.
+    Raises ConfigError where there is none.
     """
     if name in assets.NAMES:
-        return _read(assets.path(name) / "config.json")
+        return assets.path(name) / "config.json"
     place = Path(name).expanduser()
     place = place if place.is_absolute() else near / place
-    if place.is_file():
-        return _read(place)
-    path = place / "config.json"
-    return _read(path if path.is_file() else _from_hub(name, place))
+    path = place if place.is_file() else place / "config.json"
+    return path if path.is_file() else _from_hub(name, place)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The parsed file. Raises ConfigError where it cannot be read, or is no JSON object."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -123,14 +124,52 @@ def _from_hub(name: str, folder: Path) -> Path:
         raise ConfigError([problem._replace(fix=f"the hub says: {first}")]) from error
 
 
+def inputs(
+    run: RunFile, run_file: Path, fleet: str, server: str
+) -> tuple[ModelCard, dict[str, DeviceProfile], DeviceProfile | None]:
+    """(the model, clients with their devices, the server's machine). Raises ConfigError: all that is wrong with any."""
+    gathered = Gathered()
+    gathered.take("", lambda: method_of(run))
+    model = gathered.take("", lambda: model_card(run, run_file.parent))
+    devices, host = _machines(run, run_file.parent, fleet, server, gathered)
+    gathered.refuse(str(run_file))
+    assert model is not None
+    return model, devices, host
+
+
 def machines(
     run: RunFile, near: Path, fleet: str, server: str
 ) -> tuple[dict[str, DeviceProfile], DeviceProfile | None]:
     """(clients with their devices, the server's machine): from the fleet, else the run file, else this machine."""
-    host = find(server) if server else None
+    gathered = Gathered()
+    found = _machines(run, near, fleet, server, gathered)
+    gathered.refuse()
+    return found
+
+
+def _machines(
+    run: RunFile, near: Path, fleet: str, server: str, gathered: Gathered
+) -> tuple[dict[str, DeviceProfile], DeviceProfile | None]:
+    host = gathered.take("--server", lambda: find(server)) if server else None
     if fleet:
-        members = load_fleet(fleet)
-        return dict(members.devices), host or members.server
-    if run.clients:
-        return {client.name: find(client.device or "here", near) for client in run.clients}, host
-    return {"this-device": own()}, host
+        members = gathered.take("--fleet", lambda: load_fleet(fleet))
+        return (dict(members.devices), host or members.server) if members else ({}, host)
+    if not run.clients:
+        mine = gathered.take("device", this_machine)
+        return {"this-device": mine} if mine else {}, host
+    known: dict[str, DeviceProfile | None] = {}
+    for index, client in enumerate(run.clients):
+        name = client.device or "here"
+        if name not in known:
+            read = this_machine if name == "here" else partial(find, name, near)
+            known[name] = gathered.take(f"clients[{index}].device", read)
+    found = {client.name: known[client.device or "here"] for client in run.clients}
+    return {name: device for name, device in found.items() if device}, host
+
+
+def this_machine() -> DeviceProfile:
+    """This machine's kept profile, with a warning where it was measured on another architecture. Raises ConfigError."""
+    found = own()
+    if warning := foreign(found):
+        typer.echo(f"warning: {warning}", err=True)
+    return found

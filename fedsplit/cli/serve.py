@@ -14,6 +14,7 @@ from fedsplit.cli.sizes import parse_size
 from fedsplit.config.load import load
 from fedsplit.config.run import RunFile
 from fedsplit.devices.find import find
+from fedsplit.devices.load import foreign
 from fedsplit.events import Emit, Finished, Note
 
 JOIN = "fedsplit join"
@@ -43,6 +44,8 @@ def serve(
     folder = server.run_folder(run)
     said = "stopped as you asked" if keep_open else ""
     with if_interrupted(lambda: said or kept_in(folder)), view(f"serving {run.run.name}", json) as emit:
+        if own and not json and (warning := foreign(own)):
+            emit(Note(text=warning, warning=True))
         served = server.serve(
             run,
             device=device,

@@ -59,6 +59,7 @@ def _value(value: Any, key: str, kind: Any, path: str, problems: list[Problem]) 
     if kind is str:
         if not isinstance(value, str):
             problems.append(Problem(path, repr(value), "a text"))
+            return None
         return value
     units = units_of(key)
     number = _number(value, units, path, problems)
@@ -88,54 +89,58 @@ def _flops(raw: Any, problems: list[Problem]) -> dict[str, Any]:
     if not isinstance(raw, Mapping) or not raw:
         problems.append(Problem("flops", repr(raw), "a table of FLOP/s a dtype", "write [flops] with float32 = …"))
         return {}
-    for key in set(raw) - set(DTYPES):
+    for key in sorted(set(raw) - set(DTYPES)):
         problems.append(Problem(f"flops.{key}", "an unknown dtype", f"one of {', '.join(DTYPES)}"))
     return {key: _number(value, SPEEDS, f"flops.{key}", problems) for key, value in raw.items()}
 
 
 def value_problems(profile: DeviceProfile) -> list[Problem]:
     """Numbers that no machine has: negative, zero link, more reserve than memory."""
-    return [*_signs(profile), *_memory(profile), *_factors(profile)]
+    return plain_problems(msgspec.to_builtins(profile))
 
 
-def _factors(profile: DeviceProfile) -> Iterator[Problem]:
-    for key, value in (("time_factor", profile.time_factor), ("memory_factor", profile.memory_factor)):
+def plain_problems(plain: Mapping[str, Any]) -> list[Problem]:
+    """The same of a profile as a table, some of whose values could not be read: they are missing or None."""
+    known = {key: value for key, value in plain.items() if value is not None}
+    return [*_signs(known), *_memory(known), *_factors(known)]
+
+
+def _factors(plain: Mapping[str, Any]) -> Iterator[Problem]:
+    for key in ("time_factor", "memory_factor"):
+        value = plain.get(key, 1.0)
         if not FACTOR_LEAST <= value <= FACTOR_MOST:
             expected = f"{FACTOR_LEAST:g} to {FACTOR_MOST:g}"
             yield Problem(key, f"{value:g}", expected, "measure again with `fedsplit profile`, which starts from 1")
 
 
-def _signs(profile: DeviceProfile) -> Iterator[Problem]:
-    if not profile.name:
+def _signs(plain: Mapping[str, Any]) -> Iterator[Problem]:
+    if plain.get("name") == "":
         yield Problem("name", "an empty text", "a name", "the file's name without .toml will do")
-    for path, value in _numbers(profile):
+    for path, value in _numbers(plain):
         key = path.rsplit(".", 1)[-1]
         if not math.isfinite(value) or value < 0:
             yield Problem(path, f"{value:g}", "a finite number, not negative")
         elif value == 0 and key not in _MAY_BE_ZERO:
             fix = "leave [link] out where there is no link" if path.startswith("link.") else ""
             yield Problem(path, "0", "more than 0", fix)
-    if "float32" not in profile.flops:
+    if plain.get("flops") and "float32" not in plain["flops"]:
         yield Problem("flops.float32", "nothing", "FLOP/s in float32", "every other dtype is optional")
 
 
-def _numbers(profile: DeviceProfile) -> Iterator[tuple[str, float]]:
-    for field in msgspec.structs.fields(profile):
-        value = getattr(profile, field.name)
-        if isinstance(value, int | float):
-            yield field.name, value
-    yield from ((f"flops.{key}", value) for key, value in profile.flops.items())
-    if profile.link is not None:
-        link = msgspec.structs.asdict(profile.link)
-        yield from ((f"link.{key}", value) for key, value in link.items() if isinstance(value, int | float))
+def _numbers(plain: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for prefix, table in (("", plain), ("flops.", plain.get("flops", {})), ("link.", plain.get("link", {}))):
+        for key, value in table.items():
+            if isinstance(value, int | float):
+                yield prefix + key, value
 
 
-def _memory(profile: DeviceProfile) -> Iterator[Problem]:
-    total, free, reserve = profile.memory_bytes, profile.free_memory_bytes, profile.reserve_bytes
-    if free > total:
+def _memory(plain: Mapping[str, Any]) -> Iterator[Problem]:
+    total, free, reserve = (plain.get(key) for key in ("memory_bytes", "free_memory_bytes", "reserve_bytes"))
+    if total is not None and free is not None and free > total:
         yield Problem("free_memory_bytes", f"{free:,}", f"at most memory_bytes, {total:,}")
-    if reserve > free:
+    if reserve is not None and free is not None and reserve > free:
         fix = "nothing would be left for training; lower the reserve"
         yield Problem("reserve_bytes", f"{reserve:,}", f"at most free_memory_bytes, {free:,}", fix)
-    if profile.threads > 4 * profile.cores:
-        yield Problem("threads", str(profile.threads), f"at most four a core, {4 * profile.cores}")
+    threads, cores = plain.get("threads"), plain.get("cores")
+    if threads and cores and cores > 0 and threads > 4 * cores:
+        yield Problem("threads", str(threads), f"at most four a core, {4 * cores}")

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from fedsplit.devices.check import shape_problems
 from fedsplit.devices.find import find, shelf
 from fedsplit.devices.load import from_dict
 from fedsplit.devices.profile import DeviceProfile
@@ -54,7 +53,7 @@ def _locate(name: str, near: Path | None) -> Path:
 def _fleet(raw: Mapping[str, Any], path: Path) -> Fleet:
     problems = [
         Problem(key, "an unknown key", "name, server or [[clients]]")
-        for key in raw.keys() - {"name", "server", "clients"}
+        for key in sorted(raw.keys() - {"name", "server", "clients"})
     ]
     devices: dict[str, DeviceProfile] = {}
     members = raw.get("clients")
@@ -90,7 +89,7 @@ def _add(devices: dict[str, DeviceProfile], member: Any, where: str, path: Path,
     if not isinstance(member, Mapping):
         problems.append(Problem(where, repr(member), "a table with name and device"))
         return
-    for key in member.keys() - set(MEMBER_KEYS):
+    for key in sorted(member.keys() - set(MEMBER_KEYS)):
         problems.append(Problem(f"{where}.{key}", "an unknown key", f"one of {', '.join(MEMBER_KEYS)}"))
     name, count = member.get("name"), member.get("count", 1)
     if not isinstance(name, str) or not name:
@@ -100,9 +99,9 @@ def _add(devices: dict[str, DeviceProfile], member: Any, where: str, path: Path,
     spread = member.get("vary", {})
     problems.extend(vary_problems(spread, f"{where}.vary"))
     profile = _device(member.get("device"), where, path, problems)
+    profile = profile and _override(profile, member, where, problems)
     if len(problems) > before or profile is None:
         return
-    profile = _override(profile, member, where, problems)
     for client in [str(name)] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]:
         if client in devices:
             problems.append(Problem(f"{where}.name", repr(client), "a name used once"))
@@ -114,11 +113,8 @@ def _override(profile: DeviceProfile, member: Mapping[str, Any], where: str, pro
     if not changes:
         return profile
     raw = {key: value for key, value in msgspec.to_builtins(profile).items() if value is not None} | changes
-    _, found = shape_problems(raw)
-    if not found:
-        try:
-            return from_dict(raw)
-        except ConfigError as error:
-            found = list(error.problems)
-    problems.extend(item._replace(path=f"{where}.{item.path}") for item in found)
+    try:
+        return from_dict(raw)
+    except ConfigError as error:
+        problems.extend(item._replace(path=f"{where}.{item.path}") for item in error.problems)
     return profile

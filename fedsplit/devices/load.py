@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import tomli_w
 
-from fedsplit.devices.check import shape_problems, value_problems
+from fedsplit.devices.check import plain_problems, shape_problems
 from fedsplit.devices.here import architecture
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError
@@ -28,16 +28,13 @@ def loads(text: str, source: str = "device profile") -> DeviceProfile:
 def from_dict(raw: dict[str, Any], source: str = "device profile") -> DeviceProfile:
     """A profile from a parsed table; sizes and rates may be texts with units. Raises ConfigError."""
     plain, problems = shape_problems(raw)
+    problems += plain_problems(plain)
     if problems:
         raise ConfigError(problems, source)
     try:
-        profile = msgspec.convert(plain, DeviceProfile)
+        return msgspec.convert(plain, DeviceProfile)
     except msgspec.ValidationError as error:
         raise ConfigError(str(error), source) from error
-    problems = value_problems(profile)
-    if problems:
-        raise ConfigError(problems, source)
-    return profile
 
 
 def load(path: str | Path) -> DeviceProfile:

@@ -7,21 +7,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedsplit.errors import ConfigError, Problem
-from fedsplit.plan.families import FAMILIES, config_problems
+from fedsplit.plan.config_fields import config_problems
+from fedsplit.plan.families import FAMILIES
 from fedsplit.plan.model import ModelCard, lora_params
 
 __all__ = ["ModelCard", "card", "check_targets", "lora_params"]
 
 
-def card(config: Mapping[str, Any], task: str = "causal-lm", num_labels: int = 0) -> ModelCard:
-    """The card of the model that ``config`` describes.
+def card(
+    config: Mapping[str, Any], task: str = "causal-lm", num_labels: int = 0, source: str = "config.json"
+) -> ModelCard:
+    """The card of the model that ``config`` describes; ``source`` names it in errors.
 
     ``num_labels``: classes; 0 takes 1 for regression, else the number of names in the config's ``id2label``, else 2.
     Raises ConfigError: unsupported family or task, missing or impossible fields, all at once.
     """
     problems = config_problems(config, task, num_labels)
     if problems:
-        raise ConfigError(problems, "config.json")
+        raise ConfigError(problems, source)
     labels = num_labels or (1 if task == "regression" else len(config.get("id2label") or ()) or 2)
     return FAMILIES[str(config["model_type"])](config, task, 0 if task == "causal-lm" else labels)
 

@@ -5,63 +5,18 @@ Defaults are those of transformers 5.x. Shape letters: D hidden, F feed-forward,
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedsplit.errors import Problem
 from fedsplit.plan.model import Kept, Linear, ModelCard
 
 Config = Mapping[str, Any]
 
-TASKS = ("causal-lm", "classification", "regression", "image-classification")
 HALF = ("float16", "bfloat16")
-SIZES = {
-    "gpt2": ("n_embd", "n_layer", "n_head", "vocab_size"),
-    "vit": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-}
 GEMMAS = ("gemma", "gemma2", "gemma3_text")
 HEAD_SIZES = {"qwen3": 128, **dict.fromkeys(GEMMAS, 256)}
 KV_HEADS = {"mistral": 8, "gemma2": 4, "gemma3_text": 4}
 """What a config without ``head_dim`` or ``num_key_value_heads`` means, where it is not the plain rule."""
-TEXT_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-
-
-def config_problems(config: Config, task: str, num_labels: int) -> list[Problem]:
-    """Everything that keeps ``config`` from becoming a card."""
-    family = str(config.get("model_type", ""))
-    found = []
-    if family not in FAMILIES:
-        near = difflib.get_close_matches(family, FAMILIES, 1)
-        fix = f"the nearest supported family is {near[0]}" if near else "use a model of a supported family"
-        return [Problem("model_type", repr(family), f"one of {', '.join(FAMILIES)}", fix)]
-    if task not in TASKS:
-        found.append(Problem("model.task", repr(task), f"one of {', '.join(TASKS)}"))
-    elif task not in _tasks(family):
-        found.append(Problem("model.task", f"{task!r} with a {family} model", f"one of {', '.join(_tasks(family))}"))
-    if num_labels < 0:
-        found.append(Problem("model.labels", str(num_labels), "a number of classes"))
-    for key in SIZES.get(family, TEXT_SIZES):
-        value = config.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            what = "nothing" if value is None else repr(value)
-            found.append(Problem(key, what, "a whole number above 0", "take the config.json of the model itself"))
-    if not found:
-        hidden, heads = _either(config, "hidden_size", "n_embd"), _either(config, "num_attention_heads", "n_head")
-        if hidden % heads and not config.get("head_dim"):
-            found.append(Problem("num_attention_heads", str(heads), f"a divisor of the hidden size {hidden}"))
-    return found
-
-
-def _tasks(family: str) -> tuple[str, ...]:
-    if family == "vit":
-        return ("image-classification",)
-    classify = ("classification", "regression")
-    return classify if family in ("bert", "roberta") else ("causal-lm", *classify)
-
-
-def _either(config: Config, *names: str) -> int:
-    return next(int(config[name]) for name in names if config.get(name) is not None)
 
 
 def _stored_bits(config: Config) -> int:
