@@ -204,7 +204,9 @@ def adapter_bytes(work: Work, topology: Topology, cut: Cut) -> int:
 
 
 def factor_bytes(work: Work, topology: Topology, cut: Cut, *, own_head: bool) -> tuple[int, int]:
-    """(up, down) bytes of one round's factors. ``own_head``: every client keeps its own, which never goes up."""
-    down = adapter_bytes(work, topology, cut)
-    kept = 4 * work.card.head_trained if own_head and work.trains_head and topology is not Topology.V else 0
-    return down - kept, down
+    """(up, down) bytes of one round's factors: what trains goes up, what the forward pass needs comes down, trained or
+    not. ``own_head``: every client keeps its own, which never goes up."""
+    card, sums = work.card, work.factor_params
+    head = 4 * card.head_trained if card.task != "causal-lm" and topology is not Topology.V else 0
+    down = 4 * sum(sums[part.stop] - sums[part.start] for part in held(topology, cut, card.num_layers)) + head
+    return adapter_bytes(work, topology, cut) - (head if own_head and work.trains_head else 0), down

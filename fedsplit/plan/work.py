@@ -91,6 +91,12 @@ class Work:
         return _prefix((lora_params(self._adapted(layer), self.rank_of(layer)) for layer in layers), 0)
 
     @cached_property
+    def factor_params(self) -> tuple[int, ...]:
+        """Like ``adapter_params``, with the factors of layers that do not train: they keep the run's rank."""
+        layers = range(self.card.num_layers)
+        return _prefix((lora_params(self._adapted(layer), self.rank_of(layer) or self.rank) for layer in layers), 0)
+
+    @cached_property
     def lowest(self) -> int:
         """The lowest layer that trains: nothing is kept for backward, and no gradient travels, below it."""
         sums = self.adapter_params

@@ -53,7 +53,8 @@ class Seen:
 
 
 class Wired:
-    """``change``: what becomes of the planner's plan of a client before it is offered."""
+    """``change``: what becomes of the planner's plan of a client before it is offered; ``disobey``: what a client takes
+    its plan for."""
 
     def __init__(
         self,
@@ -61,10 +62,12 @@ class Wired:
         data: Mapping[str, Sequence[Mapping[str, object]]],
         folder: Path,
         change: Change = lambda plan: plan,
+        disobey: Change = lambda plan: plan,
     ) -> None:
-        self.run, self.folder, self._change = loads(run), folder, change
+        self.run, self.folder, self._change, self._disobey = loads(run), folder, change, disobey
         self.base = base_of(self.run.model.path)
         self.clients: dict[str, Seen] = {}
+        self.events: list[Event] = []
         self.first: GlobalState
         self.state: GlobalState
         self._data = {name: written(folder / f"{name}.jsonl", rows) for name, rows in data.items()}
@@ -106,7 +109,7 @@ class Wired:
                 files=Assets(self.base, self.run.model, self.folder / "segments"),
                 planner=planner,
             )
-            host = Host(parts, gateway, lambda event: None)
+            host = Host(parts, gateway, self.events.append)
             self._port.set_result(gateway.address[1])
             host.loop()
             self.state = keeper.state
@@ -119,7 +122,7 @@ class Wired:
             session = Session(orderly, link, name, LAPTOP, "", events.append)
             offer = session.hello()
             feed = Feed.open(self._data[name], as_planned(offer), self.base, name)
-            part = ClientPart(self.base, offer.plan, offer.run)
+            part = ClientPart(self.base, self._disobey(offer.plan), offer.run)
             seen = self.clients[name] = Seen(offer.plan, part, end, feed, events)
             line = ServerLine(orderly, server="tcp", patience_s=LIMIT_S, emit=events.append, client=name)
             rejoin = lambda: session.again(offer, feed.dataset.summary)  # noqa: E731
