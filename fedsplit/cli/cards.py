@@ -15,6 +15,7 @@ from rich.text import Text
 from fedsplit.cli import words
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.plan.traffic import Moved, RunTraffic
+from fedsplit.plan.trained import trained
 from fedsplit.plan.types import ClientPlan, Estimate, Topology
 from fedsplit.train.selection import HIGHER_IS_BETTER, better
 
@@ -119,13 +120,10 @@ def _gain(before: float | None, after: float | None) -> Text:
 
 
 def _plan_rows(plan: ClientPlan, whole: RunTraffic | None) -> list[tuple[str, str]]:
-    trained = [layer for layer in plan.layers if layer.trains]
-    ranks = sorted({layer.rank for layer in trained})
-    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}" if ranks else "nothing"
-    here = sum(layer.place == "client" for layer in plan.layers)
+    here = [layer.trains for layer in plan.layers if layer.place == "client"]
     rows = [
         ("topology", f"{plan.topology}: {TOPOLOGIES[plan.topology]}"),
-        ("trains", f"LoRA of {rank} in {len(trained)} of {len(plan.layers)} layers, {here} of them on this device"),
+        ("trains", f"LoRA in {trained(plan.layers)}; on this device {sum(here)} of {len(here)} layers"),
         ("batch", f"{plan.batch} rows in {plan.micro_batches} part{'s' * (plan.micro_batches > 1)}, {plan.dtype}"),
     ]
     if plan.exposure:

@@ -398,7 +398,7 @@ def test_plan_says_what_it_must() -> None:
     show_plan(PLAN, whole, shown)
     text = text_of(shown)
     for part in (
-        "Plan for laptop", "embedding □■▓▓■■ head", "5 of 6 layers, 4 of them on this device", "rank 8",
+        "Plan for laptop", "embedding □■▓▓■■ head", "LoRA in 1–5 of 6 · r 8", "on this device 3 of 4 layers",
         "activations after 2 of 6 layers", "72.0 MB up, 36.0 MB down: 48 steps", "310 MB",
         "at most about 76.6 MB up, 131 MB down", "0 B up, 90.0 MB down: base model, once",
         "3.0 MB up, 3.0 MB down: 2 measurements", "fills 128 tokens", "2:00 min for 48 steps",
