@@ -79,7 +79,7 @@ def joined(client: str, topology: str, cut: tuple[int, int]) -> str:
     """One line for a device that came."""
     c1, c2 = cut
     if topology in ("", "local") or c1 == c2:
-        return f"{client} joined, trains the whole model itself"
+        return f"{client} joined, holds the whole model itself"
     last = "" if topology != "v" else " and the head"
     span = f"layer {c1}" if c2 == c1 + 1 else f"layers {c1} to {c2 - 1}"
     return f"{client} joined, topology {topology}: {span}{last} on the server"

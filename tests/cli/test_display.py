@@ -91,7 +91,7 @@ def test_one_plain_line_a_round() -> None:
         for event in run():
             emit(event)
     assert text_of(shown).splitlines() == [
-        "desktop joined, trains the whole model itself",
+        "desktop joined, holds the whole model itself",
         "laptop joined, topology u: layers 2 to 3 on the server",
         "pi joined, topology w: layers 0 to 5 on the server",
         "before training  accuracy 0.094 (worst device 0.050)",
