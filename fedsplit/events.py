@@ -27,6 +27,16 @@ class Joined(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Moved(Event):
+    """``client`` follows another plan from ``round`` on; ``text`` says from where, to where, and why."""
+
+    round: int
+    topology: str
+    cut: tuple[int, int]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Left(Event):
     reason: str
 

@@ -41,6 +41,7 @@ from fedsplit_client.keys import load_keys
 from fedsplit_client.learn import learn
 from fedsplit_client.line import ServerLine
 from fedsplit_client.orderly import OrderlyEnd
+from fedsplit_client.place import Load, Place
 from fedsplit_client.session import Offer, Session
 from fedsplit_client.worker import Result, Worker
 
@@ -94,7 +95,6 @@ def join(
     personal = Personal(state)
     keys = load_keys(personal.keys)
     own = own_path() if profile is None else None
-    learning = learning and own is not None and device == "cpu"
     profile = profile or this_device(emit=emit)
     with ExitStack() as stack:
         # Before the hello: a second process under this name would take the first one's place at the server.
@@ -114,15 +114,28 @@ def join(
             base = ahead.base or _downloaded(link, keys, offer, kept.path, name, emit)
             feed = ahead.feed or Feed.open(data, as_planned(offer), base, name)
             summary = _examined(feed, data, name, emit)
-            part = ClientPart(base, offer.plan, offer.run, device)
+            load = _loader(ahead.base, link, keys, kept.path, name, device, emit)
+            place = Place(session, offer, summary, ClientPart(base, offer.plan, offer.run, device), load, emit)
             line = ServerLine(end, server=link.endpoint, patience_s=offer.run.rounds.patience_s, emit=emit, client=name)
-            worker = Worker(name, offer.run, part, feed, line, lambda: session.again(offer, summary), emit, kept)
+            worker = Worker(name, offer.run, place, feed, line, emit, kept)
             session.accept(offer, summary)
             result = worker.work()
         kept.save(result.round, flatten(result.adapter, result.head), {"base": offer.base, "reason": result.reason})
-        if learning:
-            learn(own_path(), offer, base, summary, worker.steps, emit)
-        return Joined(offer, result, end.up_bytes, end.down_bytes, kept.path)
+        if learning and own is not None and device == "cpu":
+            learn(own, place.offer, base, summary, worker.steps, emit)
+        return Joined(place.offer, result, end.up_bytes, end.down_bytes, kept.path)
+
+
+def _loader(
+    whole: Base | None, link: JoinLink, keys: KeyPair, folder: Path, name: str, device: str, emit: Emit
+) -> Load:
+    """Loads the segments of another plan than the first, which may need other parts of a base that is not ``whole``."""
+
+    def load(offer: Offer) -> ClientPart:
+        base = whole or _downloaded(link, keys, offer, folder, name, emit)
+        return ClientPart(base, offer.plan, offer.run, device)
+
+    return load
 
 
 def _checked(link: str | JoinLink, data: str | Path, name: str, topology: str, device: str) -> tuple[JoinLink, str]:

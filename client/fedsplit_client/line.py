@@ -30,6 +30,7 @@ from fedsplit.wire.messages import (
     Start,
     Update,
     Waiting,
+    Welcome,
 )
 
 RETRY_S = 10.0
@@ -144,7 +145,7 @@ class ServerLine:
     def _small_talk(self, message: Message) -> bool:
         """Handle what is not for the caller; False when it is."""
         match message:
-            case Exchange() | Start() | Evaluate() | Finish():
+            case Exchange() | Start() | Evaluate() | Finish() | Welcome():
                 self._damaged = 0
                 return False
             case Waiting() as waiting:

@@ -75,7 +75,10 @@ class Session:
             topology=self._topology,
             profile=self._profile,
         )
-        welcome = self._ask(hello)
+        return self.offered(self._ask(hello))
+
+    def offered(self, welcome: Welcome) -> Offer:
+        """What a welcome offers. :raises RemoteProtocolError: nothing that can be read."""
         try:
             run = msgspec.json.decode(welcome.run_file, type=RunFile)
             plan = msgspec.json.decode(welcome.plan, type=ClientPlan)
@@ -83,14 +86,14 @@ class Session:
             raise RemoteProtocolError(f"{self._link.endpoint} sent an offer that is none: {error}") from None
         return Offer(run, plan, welcome.base, welcome.assets, welcome.round)
 
-    def accept(self, offer: Offer, data: DataSummary) -> None:
-        """The owner agreed; from now on the server may start rounds."""
+    def accept(self, offer: Offer, data: DataSummary, *, keeps: str = "") -> None:
+        """The owner agreed; from now on the server may start rounds. ``keeps``: why not to a plan offered since."""
         # A connection that is lost now comes back as ``reconnected``, and then everything is said again.
         with suppress(Closed):
-            self._end.send(Accept(run=offer.run.run.name, client=self._name, base=offer.base, data=data))
+            self._end.send(Accept(run=offer.run.run.name, client=self._name, base=offer.base, data=data, keeps=keeps))
 
-    def again(self, offer: Offer, data: DataSummary) -> None:
-        """After the link was new: the same job, or an error when the server now offers another.
+    def again(self, offer: Offer) -> Offer:
+        """After the link was new: what the server offers now, of the same base model.
 
         :raises Timeout: no answer for longer than the run's patience.
         """
@@ -106,9 +109,7 @@ class Session:
                 self._emit(Note(client=self._name, text=f"{error}; trying again", warning=True))
         if now.base != offer.base:
             raise Refused(f"{self._link.endpoint} now serves another base model; join again")
-        if now.plan != offer.plan:
-            raise Refused(f"{self._link.endpoint} now has another plan for {self._name}; join again to see it")
-        self.accept(now, data)
+        return now
 
     def _ask(self, hello: Hello) -> Welcome:
         begun, said, damaged, told = self._clock(), -REPEAT_S, 0, False

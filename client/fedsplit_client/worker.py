@@ -19,9 +19,10 @@ from fedsplit.train.optim import learning_rate
 from fedsplit.train.part import ClientPart
 from fedsplit.train.step import At, Outcome, SplitStep, local_step
 from fedsplit.wire import Packet, WireTensor
-from fedsplit.wire.messages import Bye, Evaluate, Finish, Report, Start, Update
+from fedsplit.wire.messages import Bye, Evaluate, Finish, Report, Start, Update, Welcome
 from fedsplit_client.cost import Taken, cost_of
 from fedsplit_client.line import Interrupt, Restart, ServerLine
+from fedsplit_client.place import Place
 
 RESTARTS = 20
 """Times in a row that a client starts over without finishing a round or a measurement."""
@@ -43,7 +44,7 @@ class Result:
 
 
 class Worker:
-    """One client in one run. ``rejoin`` says hello again after the link was new, and returns when accepted.
+    """One client in one run. ``place``: its plan and its segments, which may become others between two rounds.
 
     ``kept`` is where the numbers of a run outlive this process, and a head that each client keeps to itself.
     """
@@ -52,23 +53,26 @@ class Worker:
         self,
         name: str,
         run: RunFile,
-        part: ClientPart,
+        place: Place,
         feed: Feed,
         line: ServerLine,
-        rejoin: Callable[[], None],
         emit: Emit,
         kept: ClientRun | None = None,
     ) -> None:
-        self._name, self._run, self._part, self._feed = name, run, part, feed
-        self._line, self._rejoin, self._emit, self._kept = line, rejoin, emit, kept
+        self._name, self._run, self._place, self._feed = name, run, place, feed
+        self._line, self._emit, self._kept = line, emit, kept
         self._measured: dict[int, dict[str, float]] = {}
         self._own_head = run.model.head == "local"
         self._heads: dict[int, Head] = {}
         self._report: Report | None = None
         self._restarts = 0
         self.steps: list[Taken] = []
-        """What each step of this process took, those of rounds that did not end left out."""
+        """What each step of this process took in the plan followed now, those of rounds that did not end left out."""
         self._recall()
+
+    @property
+    def _part(self) -> ClientPart:
+        return self._place.part
 
     def work(self) -> Result:
         """Until the server says that training is over.
@@ -94,7 +98,14 @@ class Worker:
         if self._restarts > RESTARTS:
             raise Refused(f"joined again {RESTARTS} times without getting anywhere; the last reason was: {restart}")
         self._emit(Note(client=self._name, text=f"{restart}; joining again"))
-        self._rejoin()
+        self._settle(self._place.again)
+
+    def _settle(self, settle: Callable[[], None]) -> None:
+        """What was measured of another part says nothing of this one."""
+        before = self._part.plan
+        settle()
+        if self._part.plan is not before:
+            self.steps.clear()
 
     def _do(self, packet: Packet) -> Result | None:
         match packet.message:
@@ -102,6 +113,8 @@ class Worker:
                 self._round(start, packet)
             case Evaluate() as asked:
                 self._evaluate(asked, packet)
+            case Welcome() as welcome:
+                self._settle(lambda: self._place.take(welcome))
             case Finish() as finish:
                 return self._finish(finish, packet)
         return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fedsplit.cli import words
 from fedsplit.cli.board import Board, Round
-from fedsplit.events import Event, Joined, Left, Measured, Note, Progress, RoundStarted
+from fedsplit.events import Event, Joined, Left, Measured, Moved, Note, Progress, RoundStarted
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Announcer:
                 return self.flush()
             case Joined():
                 return [*self.flush(), Line(words.joined(event.client, event.topology, event.cut))]
+            case Moved():
+                return [*self.flush(), Line(f"{event.client} {event.text}")]
             case Left(reason=words.FINISHED):
                 return self.flush()
             case Left():

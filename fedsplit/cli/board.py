@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from fedsplit.events import Event, Joined, Left, Measured, Progress, RoundClosed, RoundStarted, StepDone, Waiting
+from fedsplit.events import Event, Joined, Left, Measured, Moved, Progress, RoundClosed, RoundStarted, StepDone, Waiting
 
 TREND = 24
 """How many losses a device's trend shows."""
@@ -121,6 +121,11 @@ class Board:
                 self._from_server = True  # a device does not announce itself
                 device = self._device(event.client)
                 device.topology, device.cut, device.gone = event.topology, event.cut, ""
+                self._arrived(event.client)
+            case Moved():
+                self._from_server = True
+                device = self._device(event.client)
+                device.topology, device.cut = event.topology, event.cut
                 self._arrived(event.client)
             case Left():
                 self._from_server = True

@@ -80,6 +80,7 @@ def predicted(question: Question, plan: ClientPlan) -> Times:
         server_of(question),
         threads=section.threads if section else 0,
         share=question.share,
+        link_share=question.link_share,
     )
 
 

@@ -58,11 +58,13 @@ def replan(
     *,
     server: DeviceProfile | None = None,
     round: int = 0,
+    shaped: Callable[[ClientPlan], ClientPlan] = lambda plan: plan,
 ) -> Replanned:
-    """``run``: with a section for each device that something is fixed for, insisted topologies included."""
+    """``run``: with a section for each device that something is fixed for, insisted topologies included. ``shaped``:
+    what the run's method makes of a plan."""
 
     def ask(free: Set[str]) -> Plan:
-        return solve(
+        found = solve(
             card,
             {name: one.profile for name, one in fleet.items()},
             fixed(run, {name: one.plan for name, one in fleet.items() if name not in free}),
@@ -71,6 +73,7 @@ def replan(
             data={name: one.data for name, one in fleet.items() if one.data is not None},
             agreed={name: shown_by(one.agreed) for name, one in fleet.items()},
         )
+        return structs.replace(found, clients=tuple(map(shaped, found.clients)))
 
     free = {name for name, one in fleet.items() if one.may_move}
     now, broken = None, ""

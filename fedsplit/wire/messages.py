@@ -96,7 +96,10 @@ class Hello(Message, tag="hello", frozen=True, kw_only=True):
 
 
 class Welcome(Message, tag="welcome", frozen=True, kw_only=True):
-    """S→C. ``run_file`` and ``plan`` are JSON of RunFile and ClientPlan; ``base`` identifies the base weights."""
+    """S→C. ``run_file`` and ``plan`` are JSON of RunFile and ClientPlan; ``base`` identifies the base weights.
+
+    To a client that is in already: it is offered another plan, and answers with Accept.
+    """
 
     run_file: bytes
     plan: bytes
@@ -118,6 +121,8 @@ class Accept(Message, tag="accept", frozen=True, kw_only=True):
 
     base: str = ""
     data: DataSummary | None = None
+    keeps: str = ""
+    """Why this client keeps the plan it has instead of the one that it was offered; empty: it takes it."""
 
 
 class Fetch(Message, tag="fetch", frozen=True, kw_only=True):

@@ -81,19 +81,23 @@ class Admission:
         data = hello.data or DataSummary(train_examples=0)
         try:
             plan = self._planner(hello.client, hello.profile, data, hello.topology)
-            assets = self._offer(plan)
+            welcome = self.welcome(hello.client, plan, round)
         except PlanError as error:
             return Refuse(code="no-plan", reason=str(error), fix="ask the operator, or use a larger device")
         except FedsplitError as error:
             return Refuse(code="server", reason=str(error), fix="tell the operator")
-        self._roster.put(Member(hello.client, identity, public_key, hello.profile, plan, data, now))
+        self._roster.put(Member(hello.client, identity, public_key, hello.profile, plan, data, now, hello.topology))
+        return welcome
+
+    def welcome(self, name: str, plan: ClientPlan, round: int) -> Welcome:
+        """A plan with all that is needed to follow it. Raises FedsplitError where its files cannot be written."""
         return Welcome(
             run=self._run.run.name,
-            client=hello.client,
-            run_file=msgspec.json.encode(public(self._run, hello.client)),
+            client=name,
+            run_file=msgspec.json.encode(public(self._run, name)),
             plan=msgspec.json.encode(plan),
             base=self._base,
-            assets=assets,
+            assets=self._offer(plan),
             round=round,
         )
 

@@ -29,11 +29,12 @@ from fedsplit.wire.messages import (
 )
 from fedsplit.wire.session import Verdict
 from fedsplit_server.admission import Admission
-from fedsplit_server.course import Course, Rules
+from fedsplit_server.course import Course
 from fedsplit_server.desk import Desk, Out, where
 from fedsplit_server.inference import Inference
 from fedsplit_server.letters import Letters
 from fedsplit_server.roster import Member, Roster
+from fedsplit_server.rules import Rules
 
 PROBE_S = 3.0
 
@@ -113,6 +114,10 @@ class Coordinator:
     def _accept(self, member: Member, accept: Accept, now: float) -> list[Out]:
         if accept.base != self._base:
             raise RemoteProtocolError(f"{member.name} holds another base model ({accept.base}); ours is {self._base}")
+        if member.offered is not None:
+            answer = self._course.answered(member, accept.keeps, now)
+            if member.ready:
+                return answer
         if member.ready:
             return []
         member.ready = True
@@ -185,6 +190,11 @@ class Coordinator:
 
     def _look(self, member: Member, packet: Packet) -> Out:
         seat = self._letters.seat(member, self._inference.state)
+        held, message = (seat.held.lo, seat.held.hi), packet.message
+        if isinstance(message, Forward) and tuple(message.cut) != held:
+            raise RemoteProtocolError(
+                f"{member.name} asks at cut {tuple(message.cut)}, its plan has {held}; join again"
+            )
         return self._inference.answer(member.name, seat, packet)
 
     def _noted(self, outs: list[Out], now: float) -> list[Out]:

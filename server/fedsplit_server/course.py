@@ -3,6 +3,7 @@
     LOBBY ──enough clients──▶ MEASURE before ──▶ TRAIN ──all or quorum──▶ MEASURE ──▶ TRAIN … ──▶ DONE
       ▲                                           │ deadline without quorum: the state stays as it was
       └───────────────────────────────────────────┘
+                        before TRAIN: MOVE, where devices get other plans and are waited for
 
 It owns no socket and reads no clock (``now`` is an argument). What comes next depends only on the rules' state, so a
 server that was killed and started again takes the same course.
@@ -11,25 +12,25 @@ server that was killed and started again takes the same course.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, Protocol
 
 import msgspec
-from numpy.typing import NDArray
 
 from fedsplit import seeds
 from fedsplit.config.run import RunFile
 from fedsplit.errors import Refused, Timeout
 from fedsplit.events import Emit, Note, RoundClosed, RoundCost, RoundStarted
 from fedsplit.events import Waiting as WaitingEvent
-from fedsplit.method.record import ClientUpdate, GlobalState
+from fedsplit.method.record import GlobalState
 from fedsplit.wire import Packet
 from fedsplit.wire.messages import Alive, Received, Refuse, Report, Update, Waiting
 from fedsplit_server.desk import Desk, Opened, Out
 from fedsplit_server.letters import Letters
+from fedsplit_server.moving import OFFERS, Moving
 from fedsplit_server.roster import Member, Roster
 from fedsplit_server.rounds import OpenMeasure, OpenRound
+from fedsplit_server.rules import Rules
 
 FAREWELL_S = 30.0
 """A run that is over waits this long for clients that have not got the result yet."""
@@ -42,34 +43,9 @@ FAILURES = 3
 class Phase(StrEnum):
     LOBBY = "lobby"
     MEASURE = "measure"
+    MOVE = "move"
     TRAIN = "train"
     DONE = "done"
-
-
-class Rules(Protocol):
-    """What the course does not decide itself: merging, judging, keeping (``fedsplit_server.keeper``)."""
-
-    state: GlobalState
-
-    @property
-    def due(self) -> str:
-        """The measurement that comes before anything else: ``before``, ``round`` or none (empty)."""
-        ...
-
-    @property
-    def over(self) -> str:
-        """Why there is nothing left to train; empty: there is."""
-        ...
-
-    def check(self, update: ClientUpdate) -> None:
-        """:raises Refused: the update does not belong to this state."""
-        ...
-
-    def close_round(
-        self, opened: OpenRound, updates: list[ClientUpdate], optimizer: Mapping[str, NDArray[Any]]
-    ) -> list[str]: ...
-    def judge(self, measured: OpenMeasure) -> None: ...
-    def best(self) -> tuple[GlobalState, dict[str, float]]: ...
 
 
 class Course:
@@ -82,6 +58,7 @@ class Course:
         roster: Roster,
         desk: Desk,
         letters: Letters,
+        moving: Moving,
         *,
         use: Callable[[GlobalState], None],
         tell: Emit,
@@ -92,7 +69,7 @@ class Course:
         self.phase = Phase.DONE if keep_open else Phase.LOBBY
         self.reason = rules.over
         self._run, self._rules, self._roster, self._desk = run, rules, roster, desk
-        self._letters, self._use, self._tell = letters, use, tell
+        self._letters, self._moving, self._use, self._tell = letters, moving, use, tell
         self._era, self._since, self._keep_open = era, now, keep_open
         self._round: OpenRound | None = None
         self._measure: OpenMeasure | None = None
@@ -113,6 +90,9 @@ class Course:
         """``member`` is ready, for the first time or again."""
         if self.phase is Phase.LOBBY:
             return self._advance(now)
+        if self.phase is Phase.MOVE:
+            self._moving.returned(member)
+            return self._moved(now)
         opened = self._round
         if self.phase is Phase.TRAIN and opened is not None and member.name in opened.missing():
             return self._back_in_round(opened, member, now)
@@ -120,11 +100,18 @@ class Course:
 
     def remind(self, member: Member, now: float) -> list[Out]:
         """A client says that it waits: tell it what it has not heard, else whom everybody waits for."""
+        if member.offered is not None and member.offers >= OFFERS:
+            return self.answered(member, "it does not answer; an older version?", now)
         if now - member.written_s >= RESEND_S and (letter := self._write(member, now)):
             return letter
         on, what = self.waits_for
         others = tuple(name for name in on if name != member.name)
         return [Out(member.name, Waiting(on=others, what=what) if others else Alive())]
+
+    def answered(self, member: Member, keeps: str, now: float) -> list[Out]:
+        """``member`` took the plan that it was offered, or ``keeps`` its own and says why."""
+        self._moving.settle(member, keeps)
+        return self._moved(now) if self.phase is Phase.MOVE else []
 
     def gone(self, member: Member, now: float, *, for_good: bool) -> list[Out]:
         """``member`` was lost or left. Does anything go on without it?"""
@@ -134,6 +121,9 @@ class Course:
         if measure is not None and member.name in measure.missing() and may_miss:
             measure.expected = tuple(name for name in measure.expected if name != member.name)
             return self._close_measure(now) if not measure.missing() else []
+        if self.phase is Phase.MOVE and may_miss:
+            self._moving.forget(member.name)
+            return self._moved(now)
         if opened is None or member.name not in opened.missing() or not opened.has_quorum:
             return []
         return [] if any(self._is_here(name) for name in opened.missing()) else self._close_round(now)
@@ -157,15 +147,16 @@ class Course:
         else:
             split = member.held_by_server is not None
             opened.updates[member.name] = self._desk.complete(member.name, arrived, split=split)
-            self._note_cost(member.name, update)
+            self._note_cost(member, update)
             outs = [Out(member.name, Received(round=update.round))]
         return outs + (self._close_round(now) if not opened.missing() else [])
 
-    def _note_cost(self, name: str, update: Update) -> None:
-        """For the record only, so numbers that cannot be are left out without a word."""
+    def _note_cost(self, member: Member, update: Update) -> None:
+        """For the record and the next plan; numbers that cannot be are left out without a word."""
         cost = update.cost
         if cost is not None and all(math.isfinite(value) and value >= 0 for value in (cost.step_s, cost.device_s)):
-            self._tell(RoundCost(client=name, round=update.round, **msgspec.structs.asdict(cost)))
+            self._tell(RoundCost(client=member.name, round=update.round, **msgspec.structs.asdict(cost)))
+            self._moving.measured(member, update)
 
     def report(self, member: Member, report: Report, now: float) -> list[Out]:
         """A client's own measurement."""
@@ -187,6 +178,8 @@ class Course:
                 return self._round.missing(), f"updates of round {self._round.round + 1}"
             case Phase.MEASURE if self._measure is not None:
                 return self._measure.missing(), "measurements"
+            case Phase.MOVE:
+                return self._moving.missing(), "devices to take up their new plans"
         return (), ""
 
     # ---- time ----------------------------------------------------------------------------------------------------
@@ -210,6 +203,8 @@ class Course:
                 return self._close_round(now) if self._round.has_quorum else self._drop_round(self._round, now)
             case Phase.MEASURE if self._measure is not None and now > self._measure.deadline_s:
                 return self._close_measure(now)
+            case Phase.MOVE if now > self._moving.deadline_s:
+                return self._moved(now, late=True)
             case Phase.DONE if now - self._since > FAREWELL_S:
                 self._gave_up = True
         return []
@@ -225,7 +220,26 @@ class Course:
             return []
         if due := self._rules.due:
             return self._open_measure(due, now)
-        return self._finish(self._rules.over, now) if self._rules.over else self._open_round(now)
+        return self._finish(self._rules.over, now) if self._rules.over else self._plan_round(now)
+
+    def _plan_round(self, now: float) -> list[Out]:
+        """The fleet is planned together; who gets another plan is waited for before the round begins."""
+        outs = self._moving.begin(self._roster.ready(), self._rules.state.round, now + self._run.rounds.deadline_s)
+        if not outs:
+            return self._open_round(now)
+        self.phase, self._since = Phase.MOVE, now
+        for out in outs:
+            if (member := self._roster.get(out.name)) is not None:
+                member.written_s = now
+        return outs
+
+    def _moved(self, now: float, *, late: bool = False) -> list[Out]:
+        """The round begins once nobody is waited for. Who is ``late`` takes part again when it has answered."""
+        for name in self._moving.missing() if late else ():
+            self._moving.forget(name)
+            if (member := self._roster.get(name)) is not None:
+                member.ready = False
+        return [] if self._moving.missing() else self._advance(now)
 
     def _open_round(self, now: float, again: OpenRound | None = None) -> list[Out]:
         """Begin the next round, or the open one ``again`` from the same state, with the same clients and deadline."""
@@ -239,7 +253,7 @@ class Course:
             deadline_s=again.deadline_s if again is not None else now + rounds.deadline_s,
             quorum=min(rounds.quorum or len(names), len(names)),
         )
-        self.phase, self._since = Phase.TRAIN, now
+        self.phase, self._since, self._moving.busy_s = Phase.TRAIN, now, 0.0
         members = [member for name in names if (member := self._roster.get(name)) is not None and member.here]
         seats = {m.name: self._letters.seat(m, state, self._era) for m in members if m.held_by_server is not None}
         self._desk.open(self._opened(), self._letters.common(state), state.head, seats)
@@ -347,6 +361,8 @@ class Course:
                 out = self._letters.finish(member, self.reason, *self._rules.best())
             case Phase.TRAIN if opened is not None and member.name in opened.missing():
                 out = self._letters.start(member, self._opened(), opened.eras[member.name], state)
+            case Phase.MOVE if member.offered is not None:
+                out = self._moving.offer(member)
             case Phase.MEASURE if measure is not None and member.name in measure.missing():
                 out = self._letters.evaluate(member, measure, state)
             case _:

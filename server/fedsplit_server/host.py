@@ -30,9 +30,11 @@ from fedsplit_server.inference import Inference
 from fedsplit_server.keeper import Keeper
 from fedsplit_server.letters import Letters
 from fedsplit_server.meter import Meter
+from fedsplit_server.moving import Moving, replans
 from fedsplit_server.planning import Planning
 from fedsplit_server.portions import Portions
 from fedsplit_server.probes import Probes
+from fedsplit_server.replanning import Replanner, Replanning
 from fedsplit_server.roster import Roster
 
 TICK_S = 0.5
@@ -42,7 +44,7 @@ TICK_S = 0.5
 class Parts:
     """What a host is made of. ``invite``: what a hello must bring (hex). ``era``: above every earlier start's,
     so that nothing from before a crash is taken for an attempt of now. ``server``: this machine, for the planner.
-    ``planner``: another one than the run's own."""
+    ``planner``, ``replanner``: others than the run's own; with a planner alone, plans do not change."""
 
     run: RunFile
     base: Base
@@ -54,6 +56,7 @@ class Parts:
     keep_open: bool = False
     server: DeviceProfile | None = None
     planner: Planner | None = None
+    replanner: Replanner | None = None
 
 
 class Host:
@@ -70,12 +73,19 @@ class Host:
         head_modules = [key for key in keys(engine.segment) if key.layer < 0]
         portions = Portions(keeper.method, rank=run.lora.rank, seed=run.run.seed, num_layers=parts.base.num_layers)
         letters = Letters(portions, head_modules, heads_return=run.model.head == "fedavg")
+        planning = Planning(run, parts.base, parts.server)
+        admission = _admission(parts, self.roster, portions, parts.planner or planning)
+        replanner = parts.replanner
+        if replanner is None and parts.planner is None and replans(run):
+            replanner = Replanning(planning, lambda plan: portions.ranked(plan, keeper.state))
+        self._moving = Moving(replanner, admission.welcome, keeper.planned, self._tell)
         self.course = Course(
             run,
             keeper,
             self.roster,
             desk,
             letters,
+            self._moving,
             use=inference.use,
             tell=self._tell,
             now=self._ticked,
@@ -85,7 +95,7 @@ class Host:
         self._coordinator = Coordinator(
             run,
             keeper,
-            _admission(parts, self.roster, portions),
+            admission,
             self.roster,
             desk,
             inference,
@@ -119,6 +129,7 @@ class Host:
         if now - self._ticked >= TICK_S:
             self._ticked = now
             self._deliver(self._coordinator.tick(now), now)
+        self._moving.busy_s += self._clock() - now
 
     def _part(self, reason: str) -> None:
         """Nobody shall wait for a server that has given up."""
@@ -200,10 +211,11 @@ class Host:
         self._emit(event)
 
 
-def _admission(parts: Parts, roster: Roster, portions: Portions) -> Admission:
-    planning = parts.planner or Planning(parts.run, parts.base, parts.server)
-
+def _admission(parts: Parts, roster: Roster, portions: Portions, planning: Planner) -> Admission:
     def plan(name: str, profile: DeviceProfile, data: DataSummary, topology: str) -> ClientPlan:
+        known = roster.get(name)
+        if known is not None and (known.profile, known.insists) == (profile, topology):
+            return known.offered or known.plan  # a device that comes back goes on where it was
         chosen = portions.ranked(planning(name, profile, data, topology), parts.keeper.state)
         parts.keeper.planned(chosen)
         return chosen

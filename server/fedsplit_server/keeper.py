@@ -13,7 +13,19 @@ import msgspec
 from numpy.typing import NDArray
 
 from fedsplit.config.run import RunFile
-from fedsplit.events import Emit, Event, Joined, Left, Measured, Note, RoundClosed, RoundCost, RoundStarted, StepDone
+from fedsplit.events import (
+    Emit,
+    Event,
+    Joined,
+    Left,
+    Measured,
+    Moved,
+    Note,
+    RoundClosed,
+    RoundCost,
+    RoundStarted,
+    StepDone,
+)
 from fedsplit.method.record import ClientUpdate, GlobalState, Method, Phases
 from fedsplit.plan.types import ClientPlan
 from fedsplit.state.journal import Journal
@@ -108,6 +120,8 @@ class Keeper:
         match event:
             case Joined():
                 journal.client_joined(event.client, event.topology, event.cut)
+            case Moved():
+                journal.note(event.text, client=event.client)
             case Left():
                 journal.client_left(event.client, event.reason)
             case RoundStarted():

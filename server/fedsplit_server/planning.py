@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import msgspec
 
@@ -10,6 +12,7 @@ from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.plan.card import card
 from fedsplit.plan.explain import FIXED
+from fedsplit.plan.model import ModelCard
 from fedsplit.plan.solve import solve
 from fedsplit.plan.types import ClientPlan
 from fedsplit.split.base import Base
@@ -19,19 +22,28 @@ from fedsplit.wire.messages import DataSummary
 
 @dataclass(frozen=True)
 class Planning:
-    """Calls the planner for one client at a time; clients do not compete yet."""
+    """Calls the planner for one client as it joins; ``card`` and ``fleet`` are for planning all together."""
 
     run: RunFile
     base: Base
     server: DeviceProfile | None = None
 
+    @cached_property
+    def card(self) -> ModelCard:
+        """The run's model as the planner knows it."""
+        task, labels = self.run.model.task, len(self.run.model.labels)
+        model = card(self.base.config.to_dict(), task, labels)
+        return msgspec.structs.replace(model, head_frozen=frozen_head(self.base, task, labels or None))
+
+    def fleet(self, insists: Mapping[str, str]) -> RunFile:
+        """The run file for these clients together (name → the topology that its owner insists on, or empty)."""
+        own = [insist(self.run, name, topology).clients for name, topology in sorted(insists.items())]
+        return msgspec.structs.replace(self.run, clients=tuple(section for some in own for section in some))
+
     def __call__(self, name: str, profile: DeviceProfile, data: DataSummary, topology: str) -> ClientPlan:
         """:raises PlanError: nothing fits; says what binds and what would fit."""
         run = insist(self.run, name, topology)
-        task, labels = run.model.task, len(run.model.labels)
-        model = card(self.base.config.to_dict(), task, labels)
-        model = msgspec.structs.replace(model, head_frozen=frozen_head(self.base, task, labels or None))
-        plan = solve(model, {name: profile}, run, server=self.server, data={name: data}).clients[0]
+        plan = solve(self.card, {name: profile}, run, server=self.server, data={name: data}).clients[0]
         theirs = run.clients != insist(self.run, name, "").clients
         insisted = theirs and plan.binding == FIXED
         return msgspec.structs.replace(plan, binding="the topology that this device asked for") if insisted else plan

@@ -16,7 +16,9 @@ from fedsplit.wire.session import Role, Session
 class Member:
     """One client. ``ready`` once its owner accepted the plan; ``here`` until it leaves or falls silent.
 
-    ``finished``: it has the result, or left for good. ``written_s``: when it was last told what to do.
+    ``finished``: it has the result, or left for good. ``written_s``: when it was last told what to do. ``insists``: on
+    this topology, its owner. ``agreed``: the plan that its owner agreed to, or a later hello got. ``offered``: a new
+    plan that it has not answered yet, though told so ``offers`` times.
     """
 
     name: str
@@ -26,11 +28,18 @@ class Member:
     plan: ClientPlan
     data: DataSummary
     last_seen: float
+    insists: str = ""
     ready: bool = False
     here: bool = True
     finished: bool = False
     written_s: float = float("-inf")
+    offered: ClientPlan | None = None
+    offers: int = 0
     session: Session = field(default_factory=lambda: Session(Role.SERVER))
+    agreed: ClientPlan = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.agreed = self.plan
 
     @property
     def held_by_server(self) -> Held | None:

@@ -30,11 +30,13 @@ from fedsplit.wire.messages import Message, kind_of
 from fedsplit_client.join import as_planned, farewell
 from fedsplit_client.line import ServerLine
 from fedsplit_client.orderly import OrderlyEnd
+from fedsplit_client.place import Place
 from fedsplit_client.session import Session
 from fedsplit_client.worker import Result, Worker
 from fedsplit_server.assets import Assets
 from fedsplit_server.host import Host, Parts
 from fedsplit_server.keeper import Keeper
+from fedsplit_server.replanning import Replanner
 from fedsplit_server.serve import engine_of, method_of
 from tests.run.world import Actor, World
 
@@ -142,6 +144,7 @@ class Party:
         self.host: Host
         self.keeper: Keeper
         self.rows = dict(data)
+        self.replanner: Replanner | None = None
         self.slow: dict[str, float] = {}
         """Seconds that a client needs for every step."""
         self.tamper: dict[str, Tamper] = {}
@@ -197,6 +200,7 @@ class Party:
             keeper=self.keeper,
             files=Assets(self.base, run.model, self.folder / "segments"),
             era=self._starts << 20,
+            replanner=self.replanner,
         )
         end = self.world.server(self.server_faults.server(self.link.gateway))
 
@@ -240,11 +244,12 @@ class Party:
         feed = Feed.open(self._data[name], as_planned(offer), self.base, name)
         if name in self.slow:
             feed = cast(Feed, SlowFeed(feed, self.world, self.slow[name]))
-        part = ClientPart(self.base, offer.plan, offer.run)
         line = ServerLine(orderly, server="memory", patience_s=300.0, emit=emit, client=name, clock=clock)
         kept = Personal(self.folder / "devices" / name).run(offer.run.run.name, client=name)
         summary = feed.dataset.summary
-        worker = Worker(name, offer.run, part, feed, line, lambda: session.again(offer, summary), emit, kept)
+        part = ClientPart(self.base, offer.plan, offer.run)
+        place = Place(session, offer, summary, part, lambda now: ClientPart(self.base, now.plan, now.run), emit)
+        worker = Worker(name, offer.run, place, feed, line, emit, kept)
         with farewell(orderly, name):
             session.accept(offer, summary)
             self.results[name] = worker.work()

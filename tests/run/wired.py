@@ -22,6 +22,7 @@ from fedsplit_client.dealer import Dealer
 from fedsplit_client.join import as_planned
 from fedsplit_client.line import ServerLine
 from fedsplit_client.orderly import OrderlyEnd
+from fedsplit_client.place import Place
 from fedsplit_client.session import Session
 from fedsplit_client.worker import Result, Worker
 from fedsplit_server.assets import Assets
@@ -125,7 +126,8 @@ class Wired:
             part = ClientPart(self.base, self._disobey(offer.plan), offer.run)
             seen = self.clients[name] = Seen(offer.plan, part, end, feed, events)
             line = ServerLine(orderly, server="tcp", patience_s=LIMIT_S, emit=events.append, client=name)
-            rejoin = lambda: session.again(offer, feed.dataset.summary)  # noqa: E731
-            worker = Worker(name, offer.run, part, feed, line, rejoin, events.append)
+            load = lambda now: ClientPart(self.base, now.plan, now.run)  # noqa: E731
+            place = Place(session, offer, feed.dataset.summary, part, load, events.append)
+            worker = Worker(name, offer.run, place, feed, line, events.append)
             session.accept(offer, feed.dataset.summary)
             seen.result = worker.work()
