@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from fedsplit.config.load import loads
 from fedsplit.config.run import ModelSection, RunFile
 from fedsplit.errors import PlanError
 from fedsplit.events import Note
@@ -19,14 +20,16 @@ from fedsplit.plan.card import card
 from fedsplit.plan.memory import factor_bytes
 from fedsplit.plan.timing import traffic
 from fedsplit.plan.types import ClientPlan, Cut, LayerPlan, Topology
-from fedsplit.plan.work import Work, work_of
+from fedsplit.plan.work import Work, as_planned, work_of
 from fedsplit.split.lora import keys
 from fedsplit.split.span import Absent
 from fedsplit.train.follow import check_plan
 from fedsplit.train.part import ClientPart
 from fedsplit.wire.frames import Packet
-from fedsplit.wire.messages import Exchange, Start, Update
+from fedsplit.wire.messages import DataSummary, Exchange, Start, Update
+from fedsplit_server.planning import Planning
 from tests.run.conftest import Rows, run_file
+from tests.run.party import LAPTOP, base_of
 from tests.run.test_unequal import EXACT, changed
 from tests.run.wired import Seen, Wired
 
@@ -78,7 +81,7 @@ def some_layers(plan: ClientPlan) -> ClientPlan:
 def planned(plan: ClientPlan, run: Wired) -> Counts:
     """From the plan and the model's config alone, with the planner's own formulas for what moves."""
     model = card(run.base.config.to_dict(), run.run.model.task, 0)
-    work = of_plan(plan, work_of(model, run.run))
+    work = replace(as_planned(work_of(model, run.run), plan), batch=plan.batch, dtype=plan.dtype)
     mine = [layer for layer in plan.layers if layer.place == "client"]
     training = [layer for layer in mine if layer.trains]
     up, down = traffic(work, plan.topology, plan.cut)
@@ -96,11 +99,6 @@ def planned(plan: ClientPlan, run: Wired) -> Counts:
         "step": [(up, down)] * (run.run.train.rounds * run.run.train.steps),
         "factors": (factors_up, factors_down),
     }
-
-
-def of_plan(plan: ClientPlan, work: Work) -> Work:
-    ranks = tuple(layer.rank if layer.trains else 0 for layer in plan.layers)
-    return replace(work, ranks=ranks, batch=plan.batch, dtype=plan.dtype)
 
 
 def trained_numbers(work: Work, layer: LayerPlan) -> int:
@@ -276,6 +274,37 @@ def test_the_server_refuses_the_update_of_a_client_that_does_not_obey(
     notes = [event.text for event in run.events if isinstance(event, Note) and event.client == "a"]
     assert any(re.search(f"left out of round 1: the update of a has .*{words}", text) for text in notes), notes
     assert digest(run.state.adapter) == digest(run.first.adapter)
+
+
+TIGHT: dict[str, object] = {
+    "model__max_length": 32,
+    "train__batch": 1,
+    "train__micro_batches": 1,
+    "lora__rank": 8,
+    "plan__layers": "fit",
+    "plan__checkpoint": False,
+}
+
+
+@pytest.mark.parametrize(("place", "trained"), [(PLACES["local"], {4, 5}), ('topology = "u"\ncut = [3, 4]', {5})])
+def test_a_device_short_of_memory_trains_the_layers_that_the_planner_chose(
+    rows: Callable[[str], dict[str, Rows]], tmp_path: Path, place: str, trained: set[int]
+) -> None:
+    """From the solver to the socket: nothing here is made by hand, and the estimate's bytes are those that moved."""
+    text, long = run_file({"a": place}, **TIGHT), [row for row in rows("a")["a"] if len(str(row["text"])) > 200]
+    full = Planning(loads(text), base_of("pydoc-llama"))("a", LAPTOP, DataSummary(train_examples=0), "")
+    assert full.estimate is not None
+    need = full.estimate.memory_bytes - 1_200_000
+    device = msgspec.structs.replace(LAPTOP, free_memory_bytes=int(need / 0.9) + 1)
+    run = Wired(text, {"a": long}, tmp_path, devices={"a": device}).finish()
+    seen = run.clients["a"]
+    says, does = planned(seen.plan, run), counted(seen)
+    assert does == says
+    assert set(leaves(seen.part)) == trained
+    cost = seen.plan.estimate
+    assert cost is not None
+    assert (cost.factors_up_bytes, cost.factors_down_bytes) == does["factors"]
+    assert {(cost.up_bytes, cost.down_bytes)} == set(does["step"])  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(

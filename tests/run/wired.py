@@ -64,9 +64,10 @@ class Wired:
         folder: Path,
         change: Change = lambda plan: plan,
         disobey: Change = lambda plan: plan,
+        devices: Mapping[str, DeviceProfile] | None = None,
     ) -> None:
         self.run, self.folder, self._change, self._disobey = loads(run), folder, change, disobey
-        self.base = base_of(self.run.model.path)
+        self.base, self._devices = base_of(self.run.model.path), devices or {}
         self.clients: dict[str, Seen] = {}
         self.events: list[Event] = []
         self.first: GlobalState
@@ -120,7 +121,7 @@ class Wired:
         with Dealer(link) as dealer:
             end = Recorder(dealer, honest)
             orderly = OrderlyEnd(end, name, events.append)
-            session = Session(orderly, link, name, LAPTOP, "", events.append)
+            session = Session(orderly, link, name, self._devices.get(name, LAPTOP), "", events.append)
             offer = session.hello()
             feed = Feed.open(self._data[name], as_planned(offer), self.base, name)
             part = ClientPart(self.base, self._disobey(offer.plan), offer.run)
