@@ -29,9 +29,8 @@ from fedsplit.config.run import RunFile
 from fedsplit.data.stdlib import AREAS, ClientFiles, write_clients
 from fedsplit.devices.load import save
 from fedsplit.devices.profile import DeviceProfile
-from fedsplit.plan.fleet import balanced
 from fedsplit.plan.question import questions
-from fedsplit.plan.solve import solve
+from fedsplit.plan.solve import planned
 from fedsplit.plan.types import Cut, Plan
 
 
@@ -183,8 +182,8 @@ def _show_plan(
     run: RunFile, run_file: Path, profiles: dict[str, DeviceProfile], server: DeviceProfile, console: Console
 ) -> Plan:
     card = model_card(run, run_file.parent)
-    plan = solve(card, profiles, run, server=server)
-    print_plan(plan, balanced(questions(card, profiles, run, server=server)), console)
+    plan, asked = planned(questions(card, profiles, run, server=server))
+    print_plan(plan, asked, console)
     for client in plan.clients:
         console.print(f" [bold]{client.client}[/]  {'; '.join(client.reasons[:2])}", soft_wrap=True)
     console.print()

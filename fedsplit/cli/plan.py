@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,8 +28,8 @@ from fedsplit.errors import ConfigError, Problem
 from fedsplit.method.of_run import method_of
 from fedsplit.plan.card import ModelCard, card
 from fedsplit.plan.fleet import balanced
-from fedsplit.plan.question import questions
-from fedsplit.plan.solve import answer, sealed, solve
+from fedsplit.plan.question import Question, questions
+from fedsplit.plan.solve import answer, planned, sealed
 from fedsplit.plan.types import Plan
 
 
@@ -56,12 +57,12 @@ def plan(
         near = difflib.get_close_matches(explain, devices, 1)
         fix = f"did you mean {near[0]!r}?" if near else ""
         raise ConfigError([Problem("--explain", repr(explain), f"one of {', '.join(devices)}", fix)])
-    asked = balanced(questions(model, devices, run, server=host))
+    asked: Mapping[str, Question] = balanced(questions(model, devices, run, server=host))
     if explain:
         # Another client that fits nothing must not keep this one's arithmetic from being shown; it shares the server.
         found = sealed(Plan(round=0, clients=(answer(explain, asked[explain]),), seed=run.run.seed))
     else:
-        found = solve(model, devices, run, server=host)
+        found, asked = planned(questions(model, devices, run, server=host))
     if plot is not None:
         typer.echo(f"drawn: {write_plot(picture(found, asked), plot)}", err=True)
     if as_json:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.devices.units import duration, rate, size
-from fedsplit.plan.options import Option
+from fedsplit.plan.limits import SERVER
+from fedsplit.plan.options import Option, describe
 from fedsplit.plan.question import Question, server_of
 from fedsplit.plan.timing import ASSUMED_LINK, reached
-from fedsplit.plan.types import Topology
+from fedsplit.plan.types import ClientPlan, Topology
 
 CAUSES = {
     "device": "speed of the device",
@@ -97,6 +100,14 @@ def _narrow(question: Question) -> str:
     if got == (question.device.link or ASSUMED_LINK):
         return ""
     return f"its share of the server's link: {rate(got.up_bps)} up, {rate(got.down_bps)} down"
+
+
+def for_the_fleet(plan: ClientPlan) -> ClientPlan:
+    """A plan that is not this client's fastest, said."""
+    assert plan.estimate is not None
+    name, seconds = describe(plan.topology, plan.cut), duration(plan.estimate.step_s)
+    first = f"{name}: {seconds} a step, not the fastest, so that all clients together fit the server's memory"
+    return structs.replace(plan, binding=SERVER, reasons=(first, *plan.reasons[1:]))
 
 
 def _others(rivals: Rivals) -> str:

@@ -91,38 +91,51 @@ def balance(asked: Mapping[str, Question]) -> tuple[dict[str, Question], float]:
     Clients that are expected but not here yet keep an equal share each; so does one that has no plan at all. The bound
     is 0 where there is nothing to divide: all clients are alike, or none has a plan.
     """
-    rows: dict[tuple[bytes, bytes], list[str]] = {}
-    for name, question in asked.items():
-        rows.setdefault(alike(question), []).append(name)
-    if len(rows) < 2:
+    kinds = rows_of(asked)
+    if sum(map(len, kinds.values())) < 2:
         return dict(asked), 0.0
-    kinds: dict[bytes, list[list[str]]] = {}
-    for (kind, _), names in rows.items():
-        kinds.setdefault(kind, []).append(names)
     seconds, owners = _merged(asked, kinds)
     if not owners:
         return dict(asked), 0.0
-    found = _divided(seconds, owners, asked)
-    rows_of = {name: row for row, names in enumerate(owners) for name in names}
-    link_K = found.link_K if isinstance(found, Split) else None
-    return {
-        name: replace(
-            question,
-            share=float(found.share_K[rows_of[name]]),
-            link_share=float(link_K[rows_of[name]]) if link_K is not None else question.link_share,
-        )
-        if name in rows_of
-        else question
-        for name, question in asked.items()
-    }, found.bound_s
+    found = divided(seconds, owners, asked)
+    return with_shares(asked, owners, found), found.bound_s
 
 
-def _divided(
+def rows_of(asked: Mapping[str, Question]) -> dict[bytes, list[list[str]]]:
+    """Equal clients together (a row), the rows of a kind together (``question.alike``)."""
+    rows: dict[tuple[bytes, bytes], list[str]] = {}
+    for name, question in asked.items():
+        rows.setdefault(alike(question), []).append(name)
+    kinds: dict[bytes, list[list[str]]] = {}
+    for (kind, _), names in rows.items():
+        kinds.setdefault(kind, []).append(names)
+    return kinds
+
+
+def with_shares(
+    asked: Mapping[str, Question], owners: Sequence[Sequence[str]], found: Shares | Split
+) -> dict[str, Question]:
+    """The questions with their row's shares; those of no row stay as they are."""
+    link_K = found.link_K.tolist() if isinstance(found, Split) else [None] * len(owners)
+    given = {
+        name: (share, link)
+        for names, share, link in zip(owners, found.share_K.tolist(), link_K, strict=True)
+        for name in names
+    }
+    changed = dict(asked)
+    for name, (share, link) in given.items():
+        question = asked[name]
+        changed[name] = replace(question, share=share, link_share=question.link_share if link is None else link)
+    return changed
+
+
+def divided(
     seconds: Sequence[Floats], owners: Sequence[Sequence[str]], asked: Mapping[str, Question]
 ) -> Shares | Split:
+    """Shares for the rows of ``owners``; ``seconds``: as ``seconds_of`` gives them, infinite where nothing fits."""
     count = np.array([len(names) for names in owners], dtype=np.int64)
     first = next(iter(asked.values()))
-    total, theirs = min(1.0, first.share * int(count.sum())), server_of(first).link
+    total, theirs = min(1.0, int(count.sum()) / first.clients), server_of(first).link
     if theirs is None:
         own, server = seconds
         return divide(own, server, count, total)
@@ -136,7 +149,7 @@ def _divided(
 def _merged(
     asked: Mapping[str, Question], kinds: Mapping[bytes, Sequence[list[str]]]
 ) -> tuple[list[Floats], list[list[str]]]:
-    """(what ``_seconds`` says of each row and group, clients of each row) of all that have a plan."""
+    """(what ``seconds_of`` says of each row and group, clients of each row) of all that have a plan."""
     found: list[list[Floats]] = []
     owners: list[list[str]] = []
     for members in kinds.values():
@@ -144,17 +157,17 @@ def _merged(
         shelf = Shelf(question=first)
         if not shelf.grid.chosen:
             continue
-        order, starts = _groups(shelf.grid)
+        order, starts = groups(shelf.grid)
         waiting = iter(members)
         for some, block in shelf.blocks([asked[names[0]] for names in members]):
             fits = np.asarray(block.fits_KO.any(axis=1))
-            usable = (np.where(block.fits_KO, one, np.inf)[:, order] for one in _seconds(shelf.grid, some, block))
+            usable = (np.where(block.fits_KO, one, np.inf)[:, order] for one in seconds_of(shelf.grid, some, block))
             found.append([np.minimum.reduceat(one, starts, axis=1)[fits] for one in usable])
             owners += [names for names, fit in zip(islice(waiting, len(some)), fits.tolist(), strict=True) if fit]
     return [_stacked(parts) for parts in zip(*found, strict=True)], owners
 
 
-def _seconds(grid: Grid, some: Sequence[Question], block: Block) -> tuple[Floats, ...]:
+def seconds_of(grid: Grid, some: Sequence[Question], block: Block) -> tuple[Floats, ...]:
     """Of each candidate: seconds on its own, of the whole server, and on the server's whole link up and down."""
     server = block.server_KO * np.array([question.share for question in some])[:, None]
     own, link = block.device_KO + block.latency_KO, server_of(some[0]).link
@@ -164,7 +177,7 @@ def _seconds(grid: Grid, some: Sequence[Question], block: Block) -> tuple[Floats
     return own, server, up / link.down_bps, down / link.up_bps
 
 
-def _groups(grid: Grid) -> tuple[Ints, Ints]:
+def groups(grid: Grid) -> tuple[Ints, Ints]:
     """(candidates in the order of topology and length of body, where each group starts)."""
     topology = np.array([list(type(one)).index(one) for one, _ in grid.chosen])
     label = topology * (grid.works[0].card.num_layers + 1) + grid.body.count_O

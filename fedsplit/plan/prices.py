@@ -107,11 +107,16 @@ class Shelf:
         return {gpu: self.grid.client_MO(accelerator=gpu) for gpu in (False, True)}
 
     @cached_property
+    def server_bytes_MO(self) -> Ints:
+        """What a candidate alone takes on the server beside the program."""
+        return self.grid.server_MO(accelerator=not server_of(self.question).runtime_bytes)
+
+    @cached_property
     def _served(self) -> tuple[Floats, NDArray[np.bool_]]:
         """(seconds of the whole server, whether it has the memory) of every candidate."""
         server, local = server_of(self.question), self.grid.is_(Topology.LOCAL)
         room = self.limits.server_bytes - server.runtime_bytes
-        fits = (self.grid.server_MO(accelerator=not server.runtime_bytes) <= room) | local
+        fits = (self.server_bytes_MO <= room) | local
         return self.grid.server_s_MO(server), fits
 
     def blocks(self, questions: Sequence[Question]) -> Iterator[tuple[Sequence[Question], Block]]:
@@ -120,9 +125,9 @@ class Shelf:
             some = questions[start : start + BLOCK]
             yield some, self.block(some)
 
-    def block(self, questions: Sequence[Question]) -> Block:
-        """Prices for the devices of ``questions``; there is at least one candidate."""
-        micro, fits, taken = self._sized(questions)
+    def block(self, questions: Sequence[Question], index: int | None = None) -> Block:
+        """Prices for the devices of ``questions``; there is at least one candidate. ``index``: of the micro-batches."""
+        micro, fits, taken = self._sized(questions, index)
         grid, work, columns = self.grid, self.grid.works[0], np.arange(len(self.grid.chosen))
         devices, count = [question.device for question in questions], grid.micro_M[micro]
         flops = _column([speed(device, work.dtype) for device in devices])
@@ -156,7 +161,7 @@ class Shelf:
         on_time: NDArray[np.bool_] = self.limits.steps * total_KO + moving <= self.limits.round_s
         return on_time
 
-    def _sized(self, questions: Sequence[Question]) -> tuple[Ints, NDArray[np.bool_], Ints]:
+    def _sized(self, questions: Sequence[Question], index: int | None) -> tuple[Ints, NDArray[np.bool_], Ints]:
         """(fewest micro-batches that fit, else the most; whether they fit; bytes on the device)."""
         micro, fits, taken = [], [], []
         columns, last = np.arange(len(self.grid.chosen)), len(self.grid.works) - 1
@@ -164,6 +169,11 @@ class Shelf:
             device = question.device
             held_MO = self._held[not device.runtime_bytes]
             fit_MO = (held_MO <= device.budget_bytes - device.runtime_bytes) & self._served[1]
+            if index is not None:
+                fit_MO &= (np.arange(last + 1) == index)[:, None]
+            if question.pick is not None:
+                column, pieces = question.pick
+                fit_MO[:, column] &= np.arange(last + 1) == pieces
             any_O = fit_MO.any(axis=0)
             pick_O = np.where(any_O, fit_MO.argmax(axis=0), last)
             micro.append(pick_O)

@@ -44,6 +44,8 @@ class Question:
     clients: int
     share: float
     link_share: float = 1.0
+    pick: tuple[int, int] | None = None
+    """(candidate, number of micro-batches) by index into the shelf, chosen for the fleet's sake; None: the fastest."""
     agreed: Shown | None = None
     """The most that the device's owner agreed to show; None: whatever the policy allows."""
 
@@ -121,4 +123,6 @@ def alike(question: Question) -> tuple[bytes, bytes]:
     counts = (question.data.tokens_mean, question.data.tokens_max) if question.data else None
     fixed = question.fixed
     section = (fixed.topology, fixed.cut, fixed.batch, fixed.threads) if fixed else None
-    return msgspec.json.encode((counts, section, question.agreed)), msgspec.json.encode(question.device)
+    return msgspec.json.encode((counts, section, question.agreed)), msgspec.json.encode(
+        (question.device, question.pick)
+    )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fedsplit.devices.units import duration, size
 from fedsplit.plan.changes import helping, nearest
 from fedsplit.plan.explain import MEMORY
-from fedsplit.plan.limits import DEADLINE, SERVER, SERVER_RULE
+from fedsplit.plan.limits import DEADLINE, SERVER, SERVER_RULE, Limits
 from fedsplit.plan.options import Option
 from fedsplit.plan.question import Question
 
@@ -43,3 +43,12 @@ def _need(question: Question, near: Option) -> str:
     label, count = near.memory.largest()
     part = f"most of it {MEMORY[label]}: {size(count)}"
     return f"it needs {size(near.memory.total)} of {size(question.device.budget_bytes)} ({part})"
+
+
+def crowded(host: str, clients: int, limits: Limits, least_bytes: int) -> str:
+    """The message where each client alone fits the server, and all of them do not."""
+    return (
+        f"the server {host} needs {size(least_bytes)} for {clients} clients, even with the plans that take least, "
+        f"and may take {size(limits.server_bytes)} (binding: {limits.server_rule}); the smallest change: fewer clients "
+        f"at once, a smaller batch, or {size(least_bytes - limits.server_bytes)} more"
+    )

@@ -15,12 +15,12 @@ import msgspec
 
 from fedsplit.config.run import RunFile
 from fedsplit.devices.profile import DeviceProfile
-from fedsplit.devices.units import duration
+from fedsplit.devices.units import duration, size
 from fedsplit.errors import PlanError
 from fedsplit.plan.card import check_targets
 from fedsplit.plan.consent import Shown
 from fedsplit.plan.depth import check_depth
-from fedsplit.plan.explain import Rivals, binding, reasons
+from fedsplit.plan.explain import Rivals, binding, for_the_fleet, reasons
 from fedsplit.plan.exposure import exposure
 from fedsplit.plan.fitted import Fitter
 from fedsplit.plan.fleet import balance
@@ -29,9 +29,10 @@ from fedsplit.plan.memory import disk_bytes, factor_bytes, served, server_total
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.options import Option
 from fedsplit.plan.prices import Shelf
-from fedsplit.plan.question import ASSUMED_SERVER, Question, alike, options_of, questions
-from fedsplit.plan.refuse import nothing_fits
+from fedsplit.plan.question import Question, alike, options_of, questions, server_of
+from fedsplit.plan.refuse import crowded, nothing_fits
 from fedsplit.plan.timing import traffic
+from fedsplit.plan.together import together
 from fedsplit.plan.trained import gave_up
 from fedsplit.plan.types import ClientPlan, Cut, Estimate, LayerPlan, Plan, Topology
 from fedsplit.plan.work import DTYPE_BYTES, DataLike, Work
@@ -56,14 +57,21 @@ def solve(
     Raises PlanError where nothing fits (constraint, nearest plan, smallest change), or for an empty fleet;
     ConfigError for LoRA targets the model does not have.
     """
-    if not devices:
+    asked = questions(card, devices, run, server=server, data=data, allowed=allowed, agreed=agreed)
+    return planned(asked, round=round)[0]
+
+
+def planned(asked: Mapping[str, Question], *, round: int = 0) -> tuple[Plan, Mapping[str, Question]]:
+    """(the plan that answers all questions, these with the shares and picks it rests on). Raises as ``solve``."""
+    if not asked:
         raise PlanError("there is no device to plan for; add [[clients]] to the run file or give a fleet")
-    check_targets(card, run.lora.targets)
-    check_depth(run, card.num_layers)
-    asked, bound_s = balance(questions(card, devices, run, server=server, data=data, allowed=allowed, agreed=agreed))
-    plans = _plans(asked)
-    _check_server(card, plans, run, server)
-    return sealed(Plan(round=round, clients=tuple(plans), seed=run.run.seed, reasons=_notes(plans, server, bound_s)))
+    first = next(iter(asked.values()))
+    check_targets(first.card, first.run.lora.targets)
+    check_depth(first.run, first.card.num_layers)
+    shared, bound_s = balance(asked)
+    final, plans, moved = _fitted(shared, _plans(shared), bound_s)
+    notes = (*_notes(plans, first.server, bound_s), *moved)
+    return sealed(Plan(round=round, clients=tuple(plans), seed=first.run.run.seed, reasons=notes)), final
 
 
 def answer(name: str, question: Question) -> ClientPlan:
@@ -104,7 +112,7 @@ def _answers(shelf: Shelf, names: Sequence[str], asked: Sequence[Question]) -> I
     waiting = iter(names)
     for some, block in shelf.blocks(asked):
         for row, question in enumerate(some):
-            name, best = next(waiting), shelf.best(block, row)
+            name, best = next(waiting), question.pick[0] if question.pick else shelf.best(block, row)
             rivals = shelf.rivals(question, block, row, best)
             if best < 0:
                 yield _cut_down(name, question, fitter, rivals, shelf.why_not)
@@ -112,7 +120,8 @@ def _answers(shelf: Shelf, names: Sequence[str], asked: Sequence[Question]) -> I
             option = shelf.option(question, block, row, best)
             if best not in facts:
                 facts[best] = _facts(question, option)
-            yield _plan(name, question, option, rivals, shelf.why_not, facts[best])
+            plan = _plan(name, question, option, rivals, shelf.why_not, facts[best])
+            yield for_the_fleet(plan) if question.pick and shelf.best(block, row) != best else plan
 
 
 def _cut_down(
@@ -188,20 +197,30 @@ def _layers(question: Question, topology: Topology, cut: Cut, work: Work) -> tup
     )
 
 
-def _check_server(card: ModelCard, plans: list[ClientPlan], run: RunFile, server: DeviceProfile | None) -> None:
-    """Each client alone fits the server (``price``); refuse when all of them together do not."""
-    if server is None and not run.policy.max_server_bytes:
-        return
-    host = server or ASSUMED_SERVER
-    limits = limits_of(run, host)
-    work = server_total(card, plans, DTYPE_BYTES[run.model.dtype])
-    need = work + host.runtime_bytes
-    if work and need > limits.server_bytes:
-        raise PlanError(
-            f"the server {host.name} needs {need / 1e6:,.0f} MB for {len(plans)} clients and may take "
-            f"{limits.server_bytes / 1e6:,.0f} MB (binding: {limits.server_rule}); the smallest change: "
-            f"fewer clients at once, a smaller batch, or {(need - limits.server_bytes) / 1e6:,.0f} MB more"
-        )
+def _fitted(
+    asked: Mapping[str, Question], plans: Sequence[ClientPlan], bound_s: float
+) -> tuple[Mapping[str, Question], Sequence[ClientPlan], tuple[str, ...]]:
+    """Each client alone fits the server (``price``); where all of them together do not, some get other plans.
+
+    Raises PlanError where no plans fit together.
+    """
+    first = next(iter(asked.values()))
+    if first.server is None and not first.run.policy.max_server_bytes:
+        return asked, plans, ()
+    host = server_of(first)
+    limits, width = limits_of(first.run, host), DTYPE_BYTES[first.run.model.dtype]
+    need, room = server_total(first.card, plans, width), limits.server_bytes - host.runtime_bytes
+    if not need or need <= room:
+        return asked, plans, ()
+    chosen, least = together(asked, {plan.client: plan for plan in plans}, room, bound_s)
+    if chosen is None:
+        raise PlanError(crowded(host.name, len(plans), limits, host.runtime_bytes + least))
+    note = (
+        f"the fastest plans together would take {size(need + host.runtime_bytes)} of the server's "
+        f"{size(limits.server_bytes)}: {sum(one.pick is not None for one in chosen.values())} clients were planned for "
+        "less of it"
+    )
+    return chosen, _plans(chosen), (note,)
 
 
 def _notes(plans: Sequence[ClientPlan], server: DeviceProfile | None, bound_s: float) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from fedsplit.devices.units import BYTES, RATES, parse
 from fedsplit.errors import PlanError
 from fedsplit.plan.card import card
 from fedsplit.plan.limits import limits_of
-from fedsplit.plan.memory import factor_bytes
+from fedsplit.plan.memory import factor_bytes, server_total
 from fedsplit.plan.question import options_of, questions
 from fedsplit.plan.solve import solve
 from fedsplit.plan.types import ClientPlan, Topology
@@ -125,6 +125,9 @@ def test_all_clients_together_take_no_more_than_granted() -> None:
     alone = one(device(flops=1e8), run_file({"topologies": ["u"]}), server=SERVER).estimate
     assert alone is not None
     run = run_file({"topologies": ["u"], "max_server_bytes": alone.server_memory_bytes + 1_000_001})
+    together = solve(CARD, fleet, run, server=SERVER)
+    assert server_total(CARD, together.clients, 4) + SERVER.runtime_bytes <= run.policy.max_server_bytes
+    run = run_file({"topologies": ["u"], "max_server_bytes": alone.server_memory_bytes // 5})
     with pytest.raises(PlanError, match=r"binding: policy\.max_server_bytes"):
         solve(CARD, fleet, run, server=SERVER)
     assert solve(CARD, fleet, run_file({"topologies": ["local"], "max_server_bytes": 1}), server=SERVER)

@@ -23,6 +23,7 @@ from fedsplit.config.run import (
 from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.errors import ConfigError, PlanError
 from fedsplit.plan.card import card
+from fedsplit.plan.memory import server_total
 from fedsplit.plan.question import options_of, questions
 from fedsplit.plan.solve import sealed, solve
 from fedsplit.plan.types import ClientPlan, Cut, Plan, Topology
@@ -250,8 +251,12 @@ def test_a_server_too_small() -> None:
     assert alone is not None
     small = device(alone.server_memory_bytes / 1e6 + 1.5, 1e12)
     assert solve(CARD, {"c0": fleet["c0"]}, run, server=small)
+    together = solve(CARD, fleet, run, server=small)
+    assert server_total(CARD, together.clients, 4) + small.runtime_bytes <= small.budget_bytes
+    tiny = device(alone.server_memory_bytes / 5e6, 1e12)
+    assert solve(CARD, {"c0": fleet["c0"]}, run, server=tiny, allowed={Topology.U})
     with pytest.raises(PlanError, match=r"memory of the server.*fewer clients"):
-        solve(CARD, fleet, run, server=small)
+        solve(CARD, fleet, run, server=tiny, allowed={Topology.U})
     # Too small for anything: the clients that can, stay on their own.
     assert one(device(), run_file(PolicySection()), server=device(1.5, 1e15)).topology is Topology.LOCAL
 
