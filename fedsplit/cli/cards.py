@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rich.console import Console, Group, RenderableType
@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsplit.cli import words
-from fedsplit.devices.profile import DeviceProfile
+from fedsplit.devices.profile import DeviceProfile, Link
+from fedsplit.devices.units import duration
 from fedsplit.plan.traffic import Moved, RunTraffic
 from fedsplit.plan.trained import trained
 from fedsplit.plan.types import ClientPlan, Estimate, Topology
@@ -39,20 +40,52 @@ def show_profile(profile: DeviceProfile, console: Console | None = None) -> None
     """Print what this device can do, as measured."""
     rows = [
         ("machine", f"{profile.arch}, {profile.cores} cores, {profile.threads} threads used"),
-        ("arithmetic", ", ".join(f"{_giga(rate)}FLOP/s in {name}" for name, rate in sorted(profile.flops.items()))),
+        ("a layer", _flops(profile.flops)),
+        *((f"  in {dtype}", _by_threads(found)) for dtype, found in sorted(profile.flops_by_threads.items())),
+        ("a product", _flops(profile.matmul_flops)),
+        ("overhead", duration(profile.layer_overhead_s) if profile.layer_overhead_s else ""),
         ("memory", f"{words.size(profile.free_memory_bytes)} free of {words.size(profile.memory_bytes)}, "
                    f"{_giga(profile.memory_bandwidth_bps)}B/s"),
+        ("set aside", words.size(profile.reserve_bytes) if profile.reserve_bytes else ""),
+        ("the program", words.size(profile.runtime_bytes) if profile.runtime_bytes else ""),
+        ("disk", _disk(profile)),
+        ("link", _link(profile.link)),
+        ("power", f"{profile.power_w:.1f} W" if profile.power_w is not None else ""),
+        ("disturbed", f"the slowest tenth took {profile.slowdown:.2g} × as long" if profile.slowdown > 1 else ""),
+        ("past runs", _learnt(profile)),
     ]  # fmt: skip
-    if profile.disk_free_bytes:
-        rows.append(("disk", f"{words.size(profile.disk_free_bytes)} free"))
-    if profile.link is not None:
-        link = profile.link
-        speed = f"{words.size(link.up_bps)}/s up, {words.size(link.down_bps)}/s down"
-        rows.append(("link", f"{speed}, {link.latency_s * 1e3:.1f} ms one way"))
-    if profile.power_w is not None:
-        rows.append(("power", f"{profile.power_w:.1f} W"))
+    rows = [(what, text) for what, text in rows if text]
     footer = ", ".join(part for part in (profile.measured and f"measured {profile.measured}", profile.source) if part)
     _panel(console, profile.name, _pairs(rows), footer)
+
+
+def _flops(flops: Mapping[str, float]) -> str:
+    return ", ".join(f"{_giga(rate)}FLOP/s in {name}" for name, rate in sorted(flops.items()))
+
+
+def _by_threads(found: Mapping[str, float]) -> str:
+    counts = sorted(found, key=int)
+    return ", ".join(f"{_giga(found[count])}FLOP/s on {count}" for count in counts) + " threads"
+
+
+def _disk(profile: DeviceProfile) -> str:
+    free = f"{words.size(profile.disk_free_bytes)} free" if profile.disk_free_bytes else ""
+    rates = (("written", profile.disk_write_bps), ("read", profile.disk_read_bps))
+    return ", ".join(part for part in (free, *(f"{words.size(one)}/s {what}" for what, one in rates if one)) if part)
+
+
+def _link(link: Link | None) -> str:
+    if link is None:
+        return "not measured"
+    text = f"{words.size(link.up_bps)}/s up, {words.size(link.down_bps)}/s down, {link.latency_s * 1e3:.1f} ms one way"
+    return f"{text}, {link.source}" if link.source else text
+
+
+def _learnt(profile: DeviceProfile) -> str:
+    """Of a profile as kept; in a corrected one it is in the numbers."""
+    if profile.time_factor == profile.memory_factor == 1:
+        return ""
+    return f"computing took {profile.time_factor:g} × as long, the program {profile.memory_factor:g} × its memory"
 
 
 def show_plan(plan: ClientPlan, whole: RunTraffic | None = None, console: Console | None = None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +15,13 @@ from rich.text import Text
 
 from fedsplit.cli.display import Display, show_profile
 from fedsplit.devices.find import find, names, own, own_path
-from fedsplit.devices.load import foreign, save
-from fedsplit.devices.profile import DeviceProfile
+from fedsplit.devices.load import foreign, load, save
+from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.devices.units import rate, size, speed
+from fedsplit.errors import ConfigError, LinkError
+from fedsplit.events import Emit, silent
+from fedsplit.wire.link import JoinLink
+from fedsplit.wire.messages import Bye
 
 app = typer.Typer(help="Measure this device once and keep the result.")
 
@@ -25,26 +31,63 @@ Json = Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")
 @app.callback(invoke_without_command=True)
 def profile(
     ctx: typer.Context,
-    seconds: Annotated[float, typer.Option(min=0.5, max=300, help="How long to measure.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.5, max=300, help="How long to measure.")] = 25.0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
     name: Annotated[str, typer.Option(help="Name of the profile; empty: this machine's.")] = "",
+    link: Annotated[str, typer.Option(help="A server's join line: measure the way to it, too.")] = "",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; default: this machine's own.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure speed, memory, disk and cores of this machine and keep the result for `join` and `plan`."""
+    """Measure speed, memory, disk, cores and link of this machine and keep the result for `join` and `plan`."""
     if ctx.invoked_subcommand is not None:
         return
-    # Measuring needs torch where it is installed; looking does not.
-    from fedsplit.probe.measure import measure
-
+    path = out or own_path(device)
     with Display(mode="silent" if as_json else "auto", title="profile") as emit:
-        found = measure(name, seconds=seconds, device=device, emit=emit)
-    path = save(found, out or own_path())
+        found = _measured(name, seconds, device, link, path, emit)
+    save(found, path)
     if as_json:
         _json(found)
         return
     show_profile(found)
     Console(highlight=False, soft_wrap=True).print(Text(f"kept in {path}; it is a text file, edit it as you like"))
+
+
+def _measured(name: str, seconds: float, device: str, link: str, path: Path, emit: Emit) -> DeviceProfile:
+    """What this machine can do now; from an earlier profile the link, if it is not measured, and what its owner set."""
+    # Measuring needs torch where it is installed; looking does not.
+    from fedsplit.probe.measure import measure
+
+    with ExitStack() as stack:
+        to = stack.enter_context(reached(link)) if link else None
+        found = measure(name, seconds=seconds, device=device, link=to, full=True, emit=emit)
+    with suppress(ConfigError):  # no file, or one that is no profile any more
+        before = load(path)
+        # What cannot be measured is the owner's: it stays, as far as there is that much.
+        found = msgspec.structs.replace(
+            found, link=found.link or before.link, power_w=before.power_w,
+            reserve_bytes=min(before.reserve_bytes, found.free_memory_bytes),
+        )  # fmt: skip
+    return found
+
+
+@contextmanager
+def reached(link: str) -> Iterator[Callable[[float], Link]]:
+    """A measurement of the way to a server, which takes about as many seconds as it is given.
+
+    Raises as joining: nobody there, another server's key, a wrong invitation, not now.
+    """
+    from fedsplit.state.personal import Personal
+    from fedsplit_client.dealer import Dealer
+    from fedsplit_client.gauge import measured_link
+    from fedsplit_client.keys import load_keys
+    from fedsplit_client.orderly import OrderlyEnd
+
+    to = JoinLink.parse(link)
+    with Dealer(to, load_keys(Personal().keys)) as dealer:
+        end = OrderlyEnd(dealer, "", silent)
+        yield lambda seconds: measured_link(end, to, seconds)
+        with suppress(LinkError):
+            end.send(Bye())
 
 
 @app.command()

@@ -15,7 +15,14 @@ from fedsplit.errors import Problem
 
 DTYPES = ("float32", "bfloat16", "float16")
 _REQUIRED_LINK = ("up_bps", "down_bps")
-_MAY_BE_ZERO = ("reserve_bytes", "runtime_bytes", "layer_overhead_s", "disk_free_bytes", "latency_s")
+_MAY_BE_ZERO = (
+    *("reserve_bytes", "runtime_bytes", "layer_overhead_s", "disk_free_bytes", "latency_s"),
+    *("disk_write_bps", "disk_read_bps"),
+)
+_PLAUSIBLE = {
+    "memory_bytes": (1e6, 1e19), "memory_bandwidth_bps": (1e6, 1e15), "up_bps": (10.0, 1e12), "down_bps": (10.0, 1e12),
+    "latency_s": (0.0, 60.0), "layer_overhead_s": (0.0, 60.0), "power_w": (1e-3, 1e6), "slowdown": (1.0, 1e6),
+}  # fmt: skip
 
 
 def shape_problems(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
@@ -23,7 +30,11 @@ def shape_problems(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem
     problems: list[Problem] = []
     plain = _section(raw, DeviceProfile, "", problems)
     if "flops" in plain:
-        plain["flops"] = _flops(plain["flops"], problems)
+        plain["flops"] = _speeds(plain["flops"], DTYPES, "flops", problems)
+    if plain.get("matmul_flops"):
+        plain["matmul_flops"] = _speeds(plain["matmul_flops"], (*DTYPES, "int8"), "matmul_flops", problems)
+    if "flops_by_threads" in plain:
+        plain["flops_by_threads"] = _by_threads(plain["flops_by_threads"], "flops_by_threads", problems)
     if plain.get("link") is not None:
         plain["link"] = _table(plain["link"], Link, "link", problems)
     return plain, problems
@@ -54,12 +65,11 @@ def _section(
 
 
 def _value(value: Any, key: str, kind: Any, path: str, problems: list[Problem]) -> Any:
-    if key in ("flops", "link"):
+    if key in ("flops", "link", "flops_by_threads", "matmul_flops"):
         return value
     if kind is str:
         if not isinstance(value, str):
             problems.append(Problem(path, repr(value), "a text"))
-            return None
         return value
     units = units_of(key)
     number = _number(value, units, path, problems)
@@ -85,30 +95,46 @@ def _number(value: Any, units: dict[str, float], path: str, problems: list[Probl
     return float(value)
 
 
-def _flops(raw: Any, problems: list[Problem]) -> dict[str, Any]:
+def _speeds(raw: Any, dtypes: tuple[str, ...], path: str, problems: list[Problem]) -> dict[str, Any]:
     if not isinstance(raw, Mapping) or not raw:
-        problems.append(Problem("flops", repr(raw), "a table of FLOP/s a dtype", "write [flops] with float32 = …"))
+        fix = f"write [{path}] with float32 = …"
+        problems.append(Problem(path, repr(raw), "a table of FLOP/s a dtype", fix))
         return {}
-    for key in sorted(set(raw) - set(DTYPES)):
-        problems.append(Problem(f"flops.{key}", "an unknown dtype", f"one of {', '.join(DTYPES)}"))
-    return {key: _number(value, SPEEDS, f"flops.{key}", problems) for key, value in raw.items()}
+    for key in sorted(set(raw) - set(dtypes)):
+        problems.append(Problem(f"{path}.{key}", "an unknown dtype", f"one of {', '.join(dtypes)}"))
+    return {key: _number(value, SPEEDS, f"{path}.{key}", problems) for key, value in raw.items()}
 
 
-def value_problems(profile: DeviceProfile) -> list[Problem]:
-    """Numbers that no machine has: negative, zero link, more reserve than memory."""
-    return plain_problems(msgspec.to_builtins(profile))
+def _by_threads(raw: Any, path: str, problems: list[Problem]) -> dict[str, Any]:
+    if not isinstance(raw, Mapping):
+        problems.append(Problem(path, repr(raw), "a table of a dtype's FLOP/s by threads", f"write [{path}.float32]"))
+        return {}
+    found: dict[str, Any] = {}
+    for dtype, table in raw.items():
+        where = f"{path}.{dtype}"
+        if dtype not in DTYPES:
+            problems.append(Problem(where, "an unknown dtype", f"one of {', '.join(DTYPES)}"))
+        if not isinstance(table, Mapping):
+            problems.append(Problem(where, repr(table), "FLOP/s by threads", 'e.g. 1 = "9 GFLOPS"'))
+            continue
+        wrong = [count for count in table if not (str(count).isascii() and str(count).isdigit() and int(count) > 0)]
+        problems.extend(Problem(f"{where}.{count}", repr(count), "a number of threads, 1 or more") for count in wrong)
+        found[dtype] = {key: _number(value, SPEEDS, f"{where}.{key}", problems) for key, value in table.items()}
+    return found
 
 
-def plain_problems(plain: Mapping[str, Any]) -> list[Problem]:
-    """The same of a profile as a table, some of whose values could not be read: they are missing or None."""
-    known = {key: value for key, value in plain.items() if value is not None}
-    return [*_signs(known), *_memory(known), *_factors(known)]
+def value_problems(plain: Mapping[str, Any]) -> list[Problem]:
+    """Numbers that no machine has: negative, zero link, a forgotten unit, more reserve than memory.
+
+    ``plain``: a profile's table with plain numbers; what is missing in it or could not be read is passed over.
+    """
+    return [*_signs(plain), *_memory(plain), *_factors(plain)]
 
 
 def _factors(plain: Mapping[str, Any]) -> Iterator[Problem]:
     for key in ("time_factor", "memory_factor"):
-        value = plain.get(key, 1.0)
-        if not FACTOR_LEAST <= value <= FACTOR_MOST:
+        value = plain.get(key)
+        if value is not None and not FACTOR_LEAST <= value <= FACTOR_MOST:
             expected = f"{FACTOR_LEAST:g} to {FACTOR_MOST:g}"
             yield Problem(key, f"{value:g}", expected, "measure again with `fedsplit profile`, which starts from 1")
 
@@ -118,20 +144,33 @@ def _signs(plain: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("name", "an empty text", "a name", "the file's name without .toml will do")
     for path, value in _numbers(plain):
         key = path.rsplit(".", 1)[-1]
+        least, most = _plausible(path)
         if not math.isfinite(value) or value < 0:
             yield Problem(path, f"{value:g}", "a finite number, not negative")
         elif value == 0 and key not in _MAY_BE_ZERO:
             fix = "leave [link] out where there is no link" if path.startswith("link.") else ""
             yield Problem(path, "0", "more than 0", fix)
-    if plain.get("flops") and "float32" not in plain["flops"]:
+        elif value and not least <= value <= most:
+            yield Problem(path, f"{value:g}", f"{least:g} to {most:g}", "is the unit missing, or another one?")
+    flops = plain.get("flops")
+    if flops and "float32" not in flops:
         yield Problem("flops.float32", "nothing", "FLOP/s in float32", "every other dtype is optional")
 
 
-def _numbers(plain: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for prefix, table in (("", plain), ("flops.", plain.get("flops", {})), ("link.", plain.get("link", {}))):
-        for key, value in table.items():
-            if isinstance(value, int | float):
-                yield prefix + key, value
+def _plausible(path: str) -> tuple[float, float]:
+    """The least and the most that a machine has, of what would make nonsense of a plan: a unit that was forgotten."""
+    section, key = path.partition(".")[0], path.rsplit(".", 1)[-1]
+    if section in ("flops", "flops_by_threads", "matmul_flops"):
+        return 1e6, 1e18
+    return _PLAUSIBLE.get(key, (0.0, math.inf))
+
+
+def _numbers(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in plain.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{key}", value
 
 
 def _memory(plain: Mapping[str, Any]) -> Iterator[Problem]:

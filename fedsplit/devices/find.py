@@ -74,6 +74,6 @@ def own(device: str = "cpu") -> DeviceProfile:
     """This machine's measured profile, corrected by what past runs showed. Raises ConfigError if never measured."""
     path = own_path(device)
     if not path.is_file():
-        fix = "run `fedsplit profile`, which takes a few seconds"
+        fix = "run `fedsplit profile`, which takes half a minute"
         raise ConfigError([Problem("device", f"no measurement at {path}", "this machine's profile", fix)])
     return load(path).corrected

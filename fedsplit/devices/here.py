@@ -88,6 +88,11 @@ def usable_threads(root: Path = CGROUPS) -> int:
     return max(1, mask)
 
 
+def others(seconds: float = 0.3) -> float:
+    """Share of the machine's cores that is busy while this process waits for ``seconds``."""
+    return float(psutil.cpu_percent(seconds)) / 100
+
+
 def free_disk(folder: Path) -> int:
     """Bytes free where ``folder`` is, or will be."""
     place = folder.absolute()

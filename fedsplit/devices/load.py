@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import tomli_w
 
-from fedsplit.devices.check import plain_problems, shape_problems
+from fedsplit.devices.check import shape_problems, value_problems
 from fedsplit.devices.here import architecture
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.devices.write import dumps
 from fedsplit.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ def loads(text: str, source: str = "device profile") -> DeviceProfile:
 def from_dict(raw: dict[str, Any], source: str = "device profile") -> DeviceProfile:
     """A profile from a parsed table; sizes and rates may be texts with units. Raises ConfigError."""
     plain, problems = shape_problems(raw)
-    problems += plain_problems(plain)
+    problems += value_problems(plain)
     if problems:
         raise ConfigError(problems, source)
     try:
@@ -45,12 +45,6 @@ def load(path: str | Path) -> DeviceProfile:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"cannot be read: {reason}", str(path)) from error
     return loads(text, str(path))
-
-
-def dumps(profile: DeviceProfile) -> str:
-    """TOML that ``loads`` turns back into an equal profile."""
-    raw = msgspec.to_builtins(profile)
-    return tomli_w.dumps({key: value for key, value in raw.items() if value is not None})
 
 
 def save(profile: DeviceProfile, path: str | Path) -> Path:

@@ -35,6 +35,11 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     ``time_factor``, ``memory_factor``: what past runs showed, times the computing seconds and times ``runtime_bytes``;
     between ``FACTOR_LEAST`` and ``FACTOR_MOST`` (``fedsplit.plan.correction``). Planners take ``corrected``.
+
+    ``flops`` are those of ``threads`` threads; ``flops_by_threads``, where it was measured, maps a dtype to numbers of
+    threads (as texts, TOML's keys) to FLOP/s, for clients that are told to use fewer. For a reader only:
+    ``matmul_flops`` of plain multiplication, ``disk_write_bps`` and ``disk_read_bps`` (0: not measured), and
+    ``slowdown``, how many times longer than counted the slowest tenth of the repetitions took.
     """
 
     name: str
@@ -53,6 +58,11 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     power_w: float | None = None
     time_factor: float = 1.0
     memory_factor: float = 1.0
+    flops_by_threads: dict[str, dict[str, float]] = {}
+    matmul_flops: dict[str, float] = {}
+    disk_write_bps: float = 0.0
+    disk_read_bps: float = 0.0
+    slowdown: float = 1.0
     measured: str = ""
     source: str = ""
 
@@ -63,6 +73,10 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return replace(
             self,
             flops={dtype: speed / slower for dtype, speed in self.flops.items()},
+            flops_by_threads={
+                dtype: {count: speed / slower for count, speed in found.items()}
+                for dtype, found in self.flops_by_threads.items()
+            },
             memory_bandwidth_bps=self.memory_bandwidth_bps / slower,
             layer_overhead_s=self.layer_overhead_s * slower,
             runtime_bytes=round(self.runtime_bytes * self.memory_factor),

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.devices.profile import Link
+from fedsplit.probe.repeat import timed
 from fedsplit.wire.messages import PROBE_BYTES
 
 Exchange = Callable[[int, int], None]
@@ -37,13 +38,15 @@ HIGH_PERCENT = 75
 
 def measure_link(exchange: Exchange, seconds: float = 1.5, *, percent: float = LOW_PERCENT) -> Link:
     """Latency as half the median round trip; rates as the 10th percentile (``percent``) over payloads of one size,
-    the round trip taken off.
+    the shortest round trip taken off.
 
     At least three payloads each way, then as many as fit into ``seconds`` and 8 MiB. Raises what ``exchange`` raises.
     """
-    trip = _trip(exchange, 0.2 * seconds)
-    up = _rates(lambda size: exchange(size, 1), trip, 0.4 * seconds)
-    down = _rates(lambda size: exchange(1, size), trip, 0.4 * seconds)
+    trips = _trips(exchange, 0.2 * seconds)
+    # Of two, the shorter one: the first may have paid for the connection.
+    trip = trips[(len(trips) - 1) // 2]
+    up = _rates(lambda size: exchange(size, 1), trips[0], 0.4 * seconds)
+    down = _rates(lambda size: exchange(1, size), trips[0], 0.4 * seconds)
     return Link(up_bps=_low(up, percent), down_bps=_low(down, percent), latency_s=float(f"{trip / 2:.3g}"))
 
 
@@ -62,21 +65,13 @@ def noise(size: int = PROBE_BYTES) -> NDArray[np.uint8]:
     return np.frombuffer(np.random.Generator(np.random.Philox(0)).bytes(size), np.uint8)
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that ``work`` takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def _trip(exchange: Exchange, seconds: float) -> float:
-    """The median of up to seven round trips: as many as fit into ``seconds``, at least two."""
+def _trips(exchange: Exchange, seconds: float) -> list[float]:
+    """Up to seven round trips, sorted: as many as fit into ``seconds``, at least two."""
     end = time.perf_counter() + seconds
     trips: list[float] = []
     while len(trips) < 2 or (len(trips) < TRIPS and time.perf_counter() < end):
         trips.append(timed(partial(exchange, 1, 1)))
-    # Of two, the shorter one: the first may have paid for the connection.
-    return sorted(trips)[(len(trips) - 1) // 2]
+    return sorted(trips)
 
 
 def _rates(send: Callable[[int], None], trip: float, seconds: float) -> list[float]:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from fedsplit.devices.change import changed, what_if
 from fedsplit.devices.find import find, locate, names, own, own_path, shelf
 from fedsplit.devices.fleet import load_fleet
-from fedsplit.devices.load import dumps, foreign, from_dict, load, loads, save
+from fedsplit.devices.load import foreign, from_dict, load, loads, save
 from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.devices.units import BYTES, RATES, duration, parse, rate, size, speed, units_of
+from fedsplit.devices.write import dumps
 from fedsplit.errors import ConfigError
 
 GOOD = """
@@ -129,11 +130,20 @@ PROFILES = st.builds(
     arch=st.just("x86_64"),
     cores=st.integers(1, 64),
     threads=st.just(1),
-    flops=st.fixed_dictionaries({"float32": st.floats(1, 1e16)}),
-    memory_bandwidth_bps=st.floats(1, 1e13),
+    flops=st.fixed_dictionaries({"float32": st.floats(1e6, 1e16)}),
+    flops_by_threads=st.dictionaries(
+        st.sampled_from(["float32", "bfloat16"]),
+        st.dictionaries(st.integers(1, 64).map(str), st.floats(1e6, 1e16), min_size=1),
+    ),
+    matmul_flops=st.dictionaries(st.sampled_from(["float32", "int8"]), st.floats(1e6, 1e16)),
+    slowdown=st.floats(1, 9),
+    memory_bandwidth_bps=st.floats(1e6, 1e13),
     memory_bytes=st.just(2**40),
     free_memory_bytes=st.integers(2**20, 2**40),
-    link=st.none() | st.builds(Link, up_bps=st.floats(1, 1e10), down_bps=st.floats(1, 1e10), latency_s=st.floats(0, 9)),
+    link=st.none()
+    | st.builds(
+        Link, up_bps=st.floats(10, 1e10), down_bps=st.floats(10, 1e10), latency_s=st.floats(0, 9), source=st.text()
+    ),
     power_w=st.none() | st.floats(0.1, 900),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec import to_builtins
 
 from fedsplit.devices.check import value_problems
 from fedsplit.devices.find import find
@@ -21,7 +22,7 @@ def test_shipped_fleets_are_possible_and_always_the_same(name: str) -> None:
     assert len(fleet.devices) == SIZES[name]
     assert fleet.server is not None
     assert fleet == again
-    assert [found for device in fleet.devices.values() for found in value_problems(device)] == []
+    assert [found for device in fleet.devices.values() for found in value_problems(to_builtins(device))] == []
 
 
 def test_spreads_stay_within_their_factors() -> None:
