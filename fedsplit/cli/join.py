@@ -12,8 +12,10 @@ from fedsplit.cli.display import AccuracyRow, accuracy_table, ask, show_plan
 from fedsplit.cli.interrupts import if_interrupted
 from fedsplit.cli.output import view
 from fedsplit.devices.find import find
+from fedsplit.devices.load import foreign
+from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, Problem
-from fedsplit.events import Event, Finished, Measured, RoundStarted
+from fedsplit.events import Emit, Event, Finished, Measured, Note, RoundStarted, silent
 from fedsplit.plan.traffic import run_traffic
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def join(
             name=name,
             topology=topology,
             model=model,
-            profile=find(profile) if profile else None,
+            profile=_given(profile, silent if json else stage.emit) if profile else None,
             device=device,
             state=state,
             agree=stage.agree,
@@ -67,6 +69,15 @@ def join(
         client.save(joined, out)
     if not json:
         _report(joined)
+
+
+def _given(name: str, emit: Emit) -> DeviceProfile:
+    """The profile that the owner names instead of this machine's; one of another kind of machine is warned of
+    (``simulate``, which reads events, gives such profiles on purpose)."""
+    found = find(name)
+    if warning := foreign(found):
+        emit(Note(text=warning, warning=True))
+    return found
 
 
 class Stage:

@@ -113,12 +113,14 @@ def _unfixed(question: Question) -> Iterator[Change]:
     fixed = question.fixed
     if fixed is None or not (fixed.topology or fixed.cut):
         return
-    where = f"the [[clients]] section of {fixed.name}"
     if fixed.cut:
-        yield Change(f"no cut in {where}", replace(question, fixed=msgspec.structs.replace(fixed, cut=None)))
+        yield Change(
+            f"leave the cut of {fixed.name} to the planner",
+            replace(question, fixed=msgspec.structs.replace(fixed, cut=None)),
+        )
     free = msgspec.structs.replace(fixed, cut=None, topology="")
     keys = "topology and cut" if fixed.topology and fixed.cut else "topology" if fixed.topology else "cut"
-    yield Change(f"no {keys} in {where}", replace(question, fixed=free))
+    yield Change(f"leave the {keys} of {fixed.name} to the planner", replace(question, fixed=free))
 
 
 def _smaller_batches(question: Question) -> Iterator[Change]:

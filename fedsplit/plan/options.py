@@ -89,7 +89,7 @@ def refusal(topology: Topology, cut: Cut, policy: PolicySection, allowed: Collec
     if allowed is not None and topology not in allowed:
         return f"{topology} is not among the topologies asked for: {', '.join(sorted(allowed))}"
     if policy.topologies and topology not in policy.topologies:
-        return f"{topology} is not among policy.topologies: {', '.join(policy.topologies)}"
+        return f"policy.topologies leaves only {', '.join(policy.topologies)}"
     if topology is Topology.LOCAL:
         return ""
     if topology is Topology.V and not policy.shares_labels:
@@ -113,6 +113,8 @@ def candidates(
         refused = [refusal(topology, cut, policy, allowed) for cut in cuts_here]
         usable = [(topology, cut) for cut, why in zip(cuts_here, refused, strict=True) if not why]
         chosen.extend(usable)
+        if not cuts_here and not (fixed and fixed.cut):
+            reasons[f"{topology} needs a model of at least 2 layers"] = None
         if not usable:
             reasons.update(dict.fromkeys(refused))
     return chosen, list(reasons)
