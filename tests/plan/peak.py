@@ -1,12 +1,14 @@
 """Run as a script: some real steps of one client's part of a model, and its peak memory as JSON.
 
-Arguments: model folder, topology, c1, c2, batch, tokens, ``all`` or ``checkpoint`` (what layers keep). The server is
-played by giving everything back as it came: what it computes does not matter for this process's memory.
+Arguments: model folder, topology, c1, c2, batch, tokens, ``all`` or ``checkpoint`` (what layers keep) or ``top2`` (no
+other layer trains). The server is played by giving everything back as it came: what it computes does not matter for
+this process's memory.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -63,7 +65,7 @@ def step(part: ClientPart, batch: Batch, topology: Topology) -> None:
     part.step(1.0, 1.0)
 
 
-def main(folder: str, topology: Topology, cut: Cut, rows: int, tokens: int, checkpoint: bool) -> None:
+def main(folder: str, topology: Topology, cut: Cut, rows: int, tokens: int, keeps: str) -> None:
     torch.set_num_threads(1)
     torch_pass(TINY, "float32", "cpu")()
     model = ModelSection(path=folder, task="classification", labels=("a", "b", "c"), max_length=tokens)
@@ -72,11 +74,17 @@ def main(folder: str, topology: Topology, cut: Cut, rows: int, tokens: int, chec
     peak = Peak()
     theirs = served(topology, cut, base.num_layers)
     places = ["server" if layer in theirs else "client" for layer in range(base.num_layers)]
-    layers = tuple(LayerPlan(layer=layer, place=place) for layer, place in enumerate(places))
-    plan = ClientPlan(client="c", topology=topology, cut=cut, layers=layers, batch=rows, checkpoint=checkpoint)
+    lowest = base.num_layers - 2 if keeps == "top2" else 0
+    layers = tuple(LayerPlan(layer=layer, place=place, trains=layer >= lowest) for layer, place in enumerate(places))
+    plan = ClientPlan(
+        client="c", topology=topology, cut=cut, layers=layers, batch=rows, checkpoint=keeps == "checkpoint"
+    )
     part = ClientPart(base, plan, run)
     for segment in (part.first, part.last) if part.first is not part.last else (part.first,):
-        part.params |= segment.new_params(0)
+        for name, leaf in segment.new_params(0).items():
+            layer = re.search(r"\.layers?\.(\d+)\.", name)
+            rests = layer is not None and int(layer[1]) < lowest
+            (part.frozen if rests else part.params)[name] = leaf.requires_grad_(leaf.requires_grad and not rests)
     part._optimizer = make(run.train, part.params)
     ids = torch.randint(5, 1000, (rows, tokens), generator=torch.Generator().manual_seed(0))
     lengths = tuple(tokens - (row % 3) * (tokens // 8) for row in range(rows))
@@ -90,5 +98,5 @@ def main(folder: str, topology: Topology, cut: Cut, rows: int, tokens: int, chec
 
 
 if __name__ == "__main__":
-    name, topology, c1, c2, rows, tokens, kept = sys.argv[1:]
-    main(name, Topology(topology), Cut(int(c1), int(c2)), int(rows), int(tokens), kept == "checkpoint")
+    name, topology, c1, c2, rows, tokens, keeps = sys.argv[1:]
+    main(name, Topology(topology), Cut(int(c1), int(c2)), int(rows), int(tokens), keeps)
