@@ -167,6 +167,12 @@ def _merged(
     return [_stacked(parts) for parts in zip(*found, strict=True)], owners
 
 
+def unserved(block: Block) -> Floats:
+    """Seconds of each candidate without the server's work."""
+    total: Floats = block.device_KO + block.up_KO + block.down_KO + block.latency_KO
+    return total
+
+
 def seconds_of(grid: Grid, some: Sequence[Question], block: Block) -> tuple[Floats, ...]:
     """Of each candidate: seconds on its own, of the whole server, and on the server's whole link up and down."""
     server = block.server_KO * np.array([question.share for question in some])[:, None]

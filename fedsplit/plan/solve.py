@@ -215,12 +215,17 @@ def _fitted(
     chosen, least = together(asked, {plan.client: plan for plan in plans}, room, bound_s)
     if chosen is None:
         raise PlanError(crowded(host.name, len(plans), limits, host.runtime_bytes + least))
+    final = _plans(chosen)
+    moved = sum(_work(old) != _work(new) for old, new in zip(plans, final, strict=True))
     note = (
         f"the fastest plans together would take {size(need + host.runtime_bytes)} of the server's "
-        f"{size(limits.server_bytes)}: {sum(one.pick is not None for one in chosen.values())} clients were planned for "
-        "less of it"
+        f"{size(limits.server_bytes)}: {moved} of {len(plans)} clients got another plan, so that all fit"
     )
-    return chosen, _plans(chosen), (note,)
+    return chosen, final, (note,)
+
+
+def _work(plan: ClientPlan) -> tuple[Topology, Cut, int]:
+    return plan.topology, plan.cut, plan.micro_batches
 
 
 def _notes(plans: Sequence[ClientPlan], server: DeviceProfile | None, bound_s: float) -> tuple[str, ...]:

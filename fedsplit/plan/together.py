@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.plan.coupling import Offers, Room, least_bytes, relieved
-from fedsplit.plan.fleet import divided, groups, rows_of, seconds_of, with_shares
+from fedsplit.plan.fleet import divided, groups, rows_of, seconds_of, unserved, with_shares
 from fedsplit.plan.grid import Floats, Ints
 from fedsplit.plan.integer import improved, solver_here
 from fedsplit.plan.memory import served
@@ -98,17 +98,16 @@ def _candidates(
     grid, last = shelf.grid, len(shelf.grid.works) - 1
     order, starts = groups(grid)
     members = np.split(order, starts[1:])
-    share = np.array([question.share for question in some])[:, None]
     usable, seconds, places = [], [], []
     for index in range(last + 1) if careful else sorted({0, last}):
         block = shelf.block(some, index)
         key = np.where(block.usable_KO, block.rank_KO, np.iinfo(np.int64).max)
         columns = np.stack([group[key[:, group].argmin(axis=1)] for group in members], axis=1)
-        own = block.device_KO + block.up_KO + block.down_KO + block.latency_KO
+        whole = seconds_of(shelf.grid, some, block)[1]
         start, stop = grid.body.start_O[columns], grid.body.stop_O[columns]
         size = np.where(start < stop, shelf.server_bytes_MO[index][columns] - (stop - start) * layer_bytes, 0)
         usable.append(np.take_along_axis(block.usable_KO, columns, axis=1))
-        taken = (np.take_along_axis(values, columns, axis=1) for values in (own, block.server_KO * share))
+        taken = (np.take_along_axis(values, columns, axis=1) for values in (unserved(block), whole))
         seconds.append(np.stack(list(taken), axis=2))
         places.append(np.stack([size, start, stop, columns, np.full_like(columns, index)], axis=2))
     yield from zip(some, *(np.concatenate(part, axis=1) for part in (usable, seconds, places)), strict=True)

@@ -10,7 +10,7 @@ import pytest
 from families import config_of
 from test_grid import OPEN, device
 
-from fedsplit.config.run import ModelSection, RunFile
+from fedsplit.config.run import ModelSection, RunFile, TrainSection
 from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.plan.card import card
 from fedsplit.plan.fleet import balance, divide
@@ -20,7 +20,7 @@ from fedsplit.plan.shared_link import Demand, _Market, divide_both
 from fedsplit.plan.solve import solve
 
 LLAMA = card(config_of("llama", num_hidden_layers=6, vocab_size=4001), "causal-lm")
-RUN = RunFile(model=ModelSection(path="x", max_length=32), policy=OPEN)
+RUN = RunFile(model=ModelSection(path="x", max_length=32), policy=OPEN, train=TrainSection(batch=1))
 
 
 def demand(rng: np.random.Generator, clients: int, options: int) -> Demand:
