@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fedsplit.devices.here import usable_threads
 from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.devices.units import duration, rate, size
+from fedsplit.plan.threads import share_of
 from fedsplit.plan.timing import ASSUMED_LINK
 from fedsplit.plan.timing import speed as flops
 
@@ -48,8 +49,8 @@ class Held:
 def held(name: str, profile: DeviceProfile, own: DeviceProfile, dtype: str = "float32", threads: int = 0) -> Held:
     """``profile`` on this machine, whose profile is ``own``. ``threads``: fewer than the device has, as for a plan."""
     used = max(1, min(threads or profile.threads, usable_threads()))
-    device = flops(profile, dtype) * (min(1.0, threads / profile.threads) if threads else 1.0)
-    here = flops(own, dtype) * min(1.0, used / own.threads)
+    device = flops(profile, dtype) * share_of(profile, dtype, threads)
+    here = flops(own, dtype) * share_of(own, dtype, used)
     return Held(name=name, profile=profile, threads=used, wanted=device / here)
 
 

@@ -21,6 +21,7 @@ from fedsplit.plan.limits import Limits, limits_of
 from fedsplit.plan.memory import Memory, client_memory, factor_bytes, server_memory
 from fedsplit.plan.options import HALF_STEP, SHIFT, Option, dated, ranked
 from fedsplit.plan.question import Question, server_of, step_of
+from fedsplit.plan.threads import share_of
 from fedsplit.plan.timing import ENDS, Times, embedding_s, head_s, reached, speed
 from fedsplit.plan.types import Topology
 
@@ -139,7 +140,7 @@ class Shelf:
         mine = mine + ENDS * count * overhead
         head = _column([head_s(work, device) for device in devices])
         mine = mine + np.where(grid.is_(Topology.V), 0.0, head)
-        mine = mine / _column([_slower(question) for question in questions])
+        mine = mine / _column([_slower(question, work.dtype) for question in questions])
         links, (up, down) = [reached(one.device, server_of(one), one.link_share) for one in questions], grid.bytes_O
         messages = np.where(grid.is_(Topology.LOCAL), 0, grid.crossings_O * count + 2)
         ups, downs = up / _column([link.up_bps for link in links]), down / _column([link.down_bps for link in links])
@@ -235,9 +236,8 @@ def _column(values: Sequence[float]) -> Floats:
     return np.array(values, dtype=np.float64)[:, None]
 
 
-def _slower(question: Question) -> float:
-    threads = question.fixed.threads if question.fixed else 0
-    return min(1.0, threads / question.device.threads) if threads else 1.0
+def _slower(question: Question, dtype: str) -> float:
+    return share_of(question.device, dtype, question.fixed.threads if question.fixed else 0)
 
 
 def anything_fits(question: Question) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 
 from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.plan.memory import crossings, served
+from fedsplit.plan.threads import share_of
 from fedsplit.plan.types import Cut, Topology
 from fedsplit.plan.work import Work, held
 
@@ -62,7 +63,7 @@ def step_times(
     ``link_share``: of its link."""
     card = work.card
     front, tail = held(topology, cut, card.num_layers)
-    slower = min(1.0, threads / device.threads) if threads else 1.0
+    slower = share_of(device, work.dtype, threads)
     mine = layers_s(work, front, device) + layers_s(work, tail, device) + embedding_s(work, device)
     mine += ENDS * work.micro_batches * device.layer_overhead_s
     theirs = layers_s(work, served(topology, cut, card.num_layers), server)
