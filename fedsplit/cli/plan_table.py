@@ -123,7 +123,7 @@ def print_explanation(client: ClientPlan, question: Question, console: Console |
     for reason in (*client.reasons, *(offers(client, question) if question.run.plan.layers == "fit" else ())):
         console.print(Text(f"· {reason}"), soft_wrap=True)
     console.print(Text(client.exposure, style="italic"), soft_wrap=True)
-    console.print(_candidates(question, option))
+    console.print(_candidates(question, option, whole=not cut_down(client, question)))
 
 
 def _link_share(question: Question) -> str:
@@ -147,9 +147,10 @@ def _at(rows: Sequence[tuple[str, str]], index: int) -> tuple[str, str]:
     return rows[index] if index < len(rows) else ("", "")
 
 
-def _candidates(question: Question, best: Option) -> Table:
+def _candidates(question: Question, best: Option, *, whole: bool) -> Table:
     options, _ = options_of(question)
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", title=f"{len(options)} candidates", title_justify="left")
+    title = f"{len(options)} candidate{'s' * (len(options) != 1)}{'' if whole else ' with all layers'}"
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", title=title, title_justify="left")
     for header in ("plan", "a step", "memory", ""):
         table.add_column(header, justify="right" if header in ("a step", "memory") else "left")
     for option in options[:SHOWN]:

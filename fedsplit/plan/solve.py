@@ -132,7 +132,7 @@ def _cut_down(
     if found is None:
         raise PlanError(nothing_fits(name, question, *options_of(question)))
     plan = _plan(name, question, found.option, rivals, why_not, _facts(question, found.option))
-    return msgspec.structs.replace(plan, reasons=(*gave_up(plan, found, question), *plan.reasons[1:]))
+    return msgspec.structs.replace(plan, reasons=(*gave_up(plan, found, rivals, question), *plan.reasons[2:]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from fedsplit.devices.units import duration, size
+from fedsplit.plan.explain import Rivals
 from fedsplit.plan.fitted import EQUAL, Fitted, Fitter, allowed_ranks, room_bytes
 from fedsplit.plan.knapsack import Segment
 from fedsplit.plan.options import ORDER
@@ -87,8 +88,8 @@ def _bytes(segment: Segment, ranks: Sequence[int]) -> int:
     )
 
 
-def gave_up(client: ClientPlan, found: Fitted, question: Question) -> tuple[str, ...]:
-    """The lines that stand first in the reasons of a cut-down plan."""
+def gave_up(client: ClientPlan, found: Fitted, rivals: Rivals, question: Question) -> tuple[str, ...]:
+    """The lines that stand first in the reasons of a cut-down plan, instead of those on choice and memory."""
     rank, count = question.run.lora.rank, len(client.layers)
     worth = f"worth {found.value / found.full:.0%} of training all {count} at rank {rank}, which does not fit"
     lines = [
@@ -101,7 +102,9 @@ def gave_up(client: ClientPlan, found: Fitted, question: Question) -> tuple[str,
         gone = {one.layer for one in left}
         names = ", ".join(span for span, out in _spans([int(layer.layer in gone) for layer in client.layers]) if out)
         lines.append(f"not trained here: {names}; with layer {left[-1].layer}, too, {_lack(left[-1], question)}")
-    return tuple(lines)
+    whole = ", ".join(f"{topology} needs {size(count)}" for topology, count in sorted(rivals.least))
+    held = f"{size(found.option.memory.total)} of {size(question.device.budget_bytes)}"
+    return (*lines, f"{found.option.name}: {held}; to train all layers {whole}")
 
 
 def offers(client: ClientPlan, question: Question) -> list[str]:
