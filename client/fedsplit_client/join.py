@@ -35,6 +35,7 @@ from fedsplit.wire.messages import Bye, DataSummary
 from fedsplit_client import door
 from fedsplit_client.ahead import look_ahead
 from fedsplit_client.bases import fetched
+from fedsplit_client.computing import computing
 from fedsplit_client.dealer import Dealer
 from fedsplit_client.gauge import with_link
 from fedsplit_client.keys import load_keys
@@ -94,8 +95,7 @@ def join(
     link, name = _checked(link, data, name or host_name(), topology, device)
     personal = Personal(state)
     keys = load_keys(personal.keys)
-    own = own_path() if profile is None else None
-    profile = profile or this_device(emit=emit)
+    own, profile = (None, profile) if profile else (own_path(), this_device(emit=emit))
     with ExitStack() as stack:
         # Before the hello: a second process under this name would take the first one's place at the server.
         stack.enter_context(_alone(personal, link, name))
@@ -106,6 +106,7 @@ def join(
         offer = session.hello()
         kept = personal.run(offer.run.run.name, server=link.server_key.hex() or link.endpoint, client=name)
         stack.enter_context(kept.lock())
+        stack.enter_context(computing(offer.run, name, profile if own else None))
         with farewell(end, name):
             ahead = look_ahead(offer, as_planned(offer), data, model, kept.path, name)
             if not agree(ahead.offer, str(data)):
