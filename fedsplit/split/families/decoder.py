@@ -74,7 +74,7 @@ def _capped(logits: Tensor, cap: float | None) -> Tensor:
 def last_token(scores_BTC: Tensor, rows: Rows) -> Tensor:
     """The scores at each sample's last token, (B, C)."""
     last_B = rows.last_B.to(scores_BTC.device)
-    return scores_BTC[torch.arange(len(rows.lengths), device=scores_BTC.device), last_B]
+    return scores_BTC[torch.arange(scores_BTC.shape[0], device=scores_BTC.device), last_B]
 
 
 DECODER = Family(

@@ -1,0 +1,89 @@
+"""What a folder of exported graphs holds: written by the server, read by devices without torch.
+
+``manifest.json`` beside one ``.onnx`` file a graph, ``weights.bin`` (frozen weights that all graphs share, mapped into
+memory) and ``table.bin`` (the token embedding, a row a token, read where it lies).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from fedsplit.errors import DataError
+
+VERSION = 1
+FILE, WEIGHTS, TABLE = "manifest.json", "weights.bin", "table.bin"
+
+
+class Graph(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One graph: its file, the names of its inputs and outputs in order, and how far its numbers were from autograd's.
+
+    ``error``: largest difference over largest value, of all outputs, at several shapes.
+    """
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    error: float
+
+
+class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The token embedding: ``rows`` × ``width`` of ``dtype`` (``f32``, ``bf16``, ``i8``); ``i8`` rows end in a scale.
+
+    A row of ``i8`` is ``width`` bytes and a float32 that they are multiplied by.
+    """
+
+    rows: int
+    width: int
+    dtype: str
+
+    @property
+    def row_bytes(self) -> int:
+        return {"f32": 4 * self.width, "bf16": 2 * self.width, "i8": self.width + 4}[self.dtype]
+
+
+class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the folder is of.
+
+    ``graphs``: ``embed``, ``scores``, ``head``, and ``layer.N``, ``layer_grad.N`` for every layer N on this device.
+    ``layers``: those layers, the front's first; ``front``: how many of them. ``factors``: per layer its factors' names
+    within the layer → in the model. ``shapes``: of every tensor that comes with a call, by its name in the model;
+    ``trained``: those of the head that train. ``opset``, ``ir_version``: what a runtime must know.
+    """
+
+    version: int
+    model: str
+    task: str
+    hidden: int
+    layers: tuple[int, ...]
+    front: int
+    layers_path: str
+    opset: int
+    ir_version: int
+    weight_bits: int
+    graphs: dict[str, Graph]
+    factors: dict[int, dict[str, str]]
+    shapes: dict[str, tuple[int, ...]]
+    trained: tuple[str, ...]
+    table: Table | None = None
+
+
+def save(manifest: Manifest, folder: Path) -> None:
+    text = msgspec.json.format(msgspec.json.encode(manifest))
+    (folder / FILE).write_bytes(text)
+
+
+def load(folder: Path) -> Manifest:
+    """Raises DataError: no manifest, one of another version, or one that does not say what it must."""
+    path = folder / FILE
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error}", str(path)) from error
+    except msgspec.MsgspecError as error:
+        raise DataError(f"is not a manifest of graphs that this fedsplit knows: {error}", str(path)) from error
+    if found.version != VERSION:
+        raise DataError(f"found version {found.version}, expected {VERSION}: use the same fedsplit", str(path))
+    return found

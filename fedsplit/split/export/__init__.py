@@ -1,0 +1,1 @@
+"""From segments of a torch model to ONNX graphs that a device without torch can run."""

@@ -1,0 +1,94 @@
+"""Frozen weights of several graphs in one file, each content once, where a runtime can map them into memory.
+
+A weight is stored as the model stores it, and graphs are rewritten to multiply by it as it is: ``Transpose`` and
+``MatMul`` become a ``Gemm`` that transposes while it reads. A runtime would otherwise fold every transposed weight into
+a second copy, in memory of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+ALIGNMENT = 4096
+"""A page: what a mapped tensor must start at."""
+SMALL = 1024
+"""Bytes up to which a weight stays inside its graph."""
+
+
+class WeightFile:
+    """Context manager: writes ``path``; ``bind`` gives a graph its weights."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._places: dict[bytes, int] = {}
+
+    def __enter__(self) -> WeightFile:
+        self._file: BinaryIO = self.path.open("wb")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def bind(self, model: Any, weights: Mapping[str, Tensor]) -> None:
+        """Make the initialisers of the ``onnx_ir`` model these weights, the large ones as references into the file."""
+        import onnx_ir
+
+        for name, value in model.graph.initializers.items():
+            if name not in weights:
+                continue
+            array = np.ascontiguousarray(weights[name].numpy())
+            if array.nbytes <= SMALL:
+                value.const_value = onnx_ir.tensor(array, name=name)
+                continue
+            kind = onnx_ir.DataType.from_numpy(array.dtype)
+            value.const_value = onnx_ir.ExternalTensor(
+                self.path.name, self._put(array), array.nbytes, kind, shape=onnx_ir.Shape(array.shape), name=name,
+                base_dir=str(self.path.parent),
+            )  # fmt: skip
+
+    def _put(self, array: NDArray[Any]) -> int:
+        raw = array.tobytes()
+        key = hashlib.blake2b(raw, digest_size=20).digest()
+        if key not in self._places:
+            self._file.write(bytes(-self._file.tell() % ALIGNMENT))
+            self._places[key] = self._file.tell()
+            self._file.write(raw)
+        return self._places[key]
+
+
+def stripped(model: Any) -> None:
+    """Forget where in Python each operator came from: most of a graph's bytes."""
+    for node in model.graph:
+        node.doc_string = None
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.doc_string = None
+            value.metadata_props.clear()
+    model.metadata_props.clear()
+
+
+def untransposed(model: Any) -> None:
+    """Rewrite products with a transposed initialiser, ``MatMul(x, W.T)`` and ``Gemm(x, W.T, b)``, to read W itself."""
+    import onnx_ir
+
+    for node in list(model.graph):
+        if node.op_type != "Transpose" or node.inputs[0].name not in model.graph.initializers:
+            continue
+        weight, turned = node.inputs[0], node.outputs[0]
+        for user, place in list(turned.uses()):
+            if place != 1 or user.op_type not in ("MatMul", "Gemm"):
+                continue
+            if user.op_type == "MatMul":
+                user.op_type = "Gemm"
+            user.replace_input_with(1, weight)
+            before = user.attributes["transB"].as_int() if "transB" in user.attributes else 0
+            user.attributes["transB"] = onnx_ir.AttrInt64("transB", 1 - before)
+        if not turned.uses():
+            model.graph.remove(node, safe=True)

@@ -1,0 +1,232 @@
+"""The folder of graphs that one client's plan needs: traced, written with shared weights, checked against autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsplit.config.run import RunFile, Task
+from fedsplit.edge.manifest import TABLE, VERSION, WEIGHTS, Graph, Manifest, Table, save
+from fedsplit.errors import ConfigError, InternalError, MissingExtra, Problem
+from fedsplit.plan.types import ClientPlan, Topology
+from fedsplit.split.base import Base
+from fedsplit.split.export import graphs
+from fedsplit.split.export.trace import OPSET, Traced, to_onnx
+from fedsplit.split.export.weights import WeightFile, stripped, untransposed
+from fedsplit.split.segment import Segment, build
+from fedsplit.split.span import Span
+
+TOLERANCE = 1e-5
+"""Largest difference from autograd, over the largest value, in float32."""
+OTHER_SIZES = ({"batch": 2, "tokens": 13, "positions": 3}, {"batch": 1, "tokens": 4, "positions": 1})
+"""Shapes besides the traced one at which a graph is checked."""
+
+
+def export(base: Base, plan: ClientPlan, run: RunFile, folder: Path) -> Manifest:
+    """Write the graphs of ``plan`` into ``folder``, which exists.
+
+    Raises ConfigError for LoRA on the embedding; MissingExtra without onnxscript and onnxruntime; InternalError when a
+    graph's numbers are not autograd's.
+    """
+    front, tail = spans(plan, base.num_layers)
+    pieces: dict[str, Piece] = {}
+    segments = [_segment(base, span, run) for span in (front, tail) if span is not None]
+    layers = [index for segment in segments for index in range(segment.span.lo, segment.span.hi)]
+    for segment in segments:
+        pieces |= _pieces(segment, _examples(segment))
+    table = _write_table(base, folder)
+    ir_version = _write_graphs(pieces, folder)
+    last = segments[-1] if tail else None
+    manifest = Manifest(
+        version=VERSION, model=base.family.name, task=run.model.task, hidden=base.hidden_size, layers=tuple(layers),
+        front=front.hi, layers_path=segments[0].layers_path, opset=OPSET, ir_version=ir_version, weight_bits=32,
+        graphs={name: _checked(folder, name, piece.traced) for name, piece in pieces.items()},
+        factors={i: graphs.factor_names(s, i) for s in segments for i in range(s.span.lo, s.span.hi)},
+        shapes={name: shape for segment in segments for name, shape in segment.shapes().items()},
+        trained=tuple(name for name in last.trainable_names() if name in graphs.head_names(last)) if last else (),
+        table=table,
+    )  # fmt: skip
+    save(manifest, folder)
+    return manifest
+
+
+def spans(plan: ClientPlan, num_layers: int) -> tuple[Span, Span | None]:
+    """(front, tail): a client that holds everything has all layers in front and the head behind them."""
+    local = plan.topology is Topology.LOCAL
+    front = Span(0, num_layers if local else plan.cut.c1, embeds=True)
+    if plan.topology is Topology.V:
+        return front, None
+    return front, Span(num_layers if local else plan.cut.c2, num_layers, heads=True)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One graph to be written. ``kind``: pieces of one kind are one trace; ``weights``: by the trace's names."""
+
+    kind: str
+    segment: Segment
+    traced: Traced
+    weights: Mapping[str, Tensor]
+
+
+def _segment(base: Base, span: Span, run: RunFile) -> Segment:
+    """Attention in its explicit form: the fused one's backward has no form in ONNX."""
+    segment = build(
+        base, span, task=run.model.task, num_labels=len(run.model.labels) or None, lora=run.lora,
+        train_head=run.model.head != "frozen", attention="eager",
+    )  # fmt: skip
+    held = {*graphs.head_names(segment)} if span.heads else set()
+    for index in range(span.lo, span.hi):
+        held |= {*graphs.factor_names(segment, index).values()}
+    if others := [name for name in segment.shapes() if name not in held]:
+        fix = "name projections of the layers only, or let this device run torch"
+        raise ConfigError([Problem("lora.targets", others[0], "factors inside layers, on a device without torch", fix)])
+    return segment
+
+
+def _examples(segment: Segment) -> dict[str, Tensor]:
+    """Factors to trace and check with; B is not zero, so that every gradient is there to be compared."""
+    source = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=source) / max(shape) ** 0.5 for name, shape in segment.shapes().items()}
+
+
+def _pieces(segment: Segment, params: Mapping[str, Tensor]) -> Iterator[tuple[str, Piece]]:
+    span, frozen = segment.span, _frozen(segment)
+    for index in range(span.lo, span.hi):
+        kind, own = _kind(segment, index), _named_alike(segment, frozen, index)
+        yield f"layer.{index}", Piece(f"layer {kind}", segment, graphs.layer(segment, index, params), own)
+        yield f"layer_grad.{index}", Piece(f"grad {kind}", segment, graphs.layer_grad(segment, index, params), own)
+    if span.heads:
+        yield "scores", Piece("scores", segment, graphs.scores(segment, params), frozen)
+        yield "head", Piece("head", segment, graphs.head(segment, params), frozen)
+    if span.embeds:
+        # BERT has a kind of embedding for the second text of a pair; with one kind alone nothing is to be chosen.
+        types = getattr(segment.base.config, "type_vocab_size", 0) > 1
+        yield "embed", Piece("embed", segment, graphs.embed(segment, types=types), _frozen(segment))
+
+
+def _kind(segment: Segment, index: int) -> str:
+    """Layers of one kind differ in their weights alone."""
+    config = segment.base.config
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        return str(index)
+    types = getattr(config, "layer_types", None)
+    return str(types[index]) if types else ""
+
+
+LAYER = "layer."
+"""Stands for the path of a layer in the names of its weights, so that they are those of every layer."""
+
+
+def _named_alike(segment: Segment, frozen: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """The weights a layer reads: its own by their names within the layer, and what all layers share."""
+    prefix, path = f"{segment.layers_path}.{index}.", f"{segment.layers_path}."
+    own = {LAYER + name.removeprefix(prefix): value for name, value in frozen.items() if name.startswith(prefix)}
+    return own | {name: value for name, value in frozen.items() if not name.startswith(path)}
+
+
+def _frozen(segment: Segment) -> dict[str, Tensor]:
+    """What the graphs read besides their inputs: weights and buffers, the embedding table left out."""
+    mine = {*segment.shapes(), f"{segment.prefix}.{segment.base.family.vocabulary}"}
+    tensors = [*segment.model.named_parameters(), *segment.model.named_buffers()]
+    return {name: value.detach() for name, value in tensors if name not in mine}
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def _write_graphs(pieces: Mapping[str, Piece], folder: Path) -> int:
+    """Returns the newest version of ONNX's own format among them."""
+    import onnx_ir
+
+    models: dict[str, Any] = {}
+    with WeightFile(folder / WEIGHTS) as weights:
+        for name, piece in pieces.items():
+            if piece.kind not in models:
+                models[piece.kind] = _traced(name, piece)
+            weights.bind(models[piece.kind], piece.weights)
+            onnx_ir.save(models[piece.kind], folder / f"{name}.onnx")
+    return max(int(model.ir_version) for model in models.values())
+
+
+def _traced(name: str, piece: Piece) -> Any:
+    """The graph, its weights called as ``piece.weights`` calls them."""
+    index = name.rpartition(".")[2]
+    prefix = f"{piece.segment.layers_path}.{index}."
+    real = {(prefix + key.removeprefix(LAYER) if key.startswith(LAYER) else key): key for key in piece.weights}
+    frozen = {name: piece.weights[key] for name, key in real.items()}
+    model = to_onnx(piece.traced, piece.segment.model, frozen)
+    untransposed(model)
+    stripped(model)
+    for value in list(model.graph.initializers.values()):
+        value.name = real.get(value.name, value.name)
+    return model
+
+
+def _write_table(base: Base, folder: Path) -> Table | None:
+    """The token embedding in float32; None for images."""
+    if not base.family.vocabulary:
+        return None
+    task: Task = "causal-lm" if "causal-lm" in base.family.heads else "classification"
+    names = base.names(task, 2)
+    stored = base.checkpoint.tensors[names.stored[f"{names.prefix}.{base.family.vocabulary}"]]
+    table = stored.read(torch.float32, torch.device("cpu")).numpy()
+    table.astype("<f4").tofile(folder / TABLE)
+    return Table(rows=table.shape[0], width=table.shape[1], dtype="f32")
+
+
+# ---- checking --------------------------------------------------------------------------------------------------------
+
+
+def _checked(folder: Path, name: str, traced: Traced) -> Graph:
+    file = f"{name}.onnx"
+    session = _session(folder / file)
+    error = max(_error(session, traced, sizes) for sizes in ({}, *OTHER_SIZES))
+    if not error <= TOLERANCE:
+        raise InternalError(f"the exported graph {name} differs from autograd by {error:.1e} (allowed {TOLERANCE:g})")
+    used = tuple(one.name for one in session.get_inputs())
+    return Graph(file=file, inputs=used, outputs=tuple(one.name for one in session.get_outputs()), error=error)
+
+
+def _session(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtra("onnxruntime, which checks exported graphs,", "edge") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _error(session: Any, traced: Traced, sizes: Mapping[str, int]) -> float:
+    """Largest difference from autograd over the largest value of an output."""
+    inputs = {name: _resized(name, value, traced, sizes) for name, value in traced.inputs.items()}
+    wanted = [tensor.detach().numpy() for tensor in traced.function(*inputs.values())]
+    used = [one.name for one in session.get_inputs()]
+    got = session.run(None, {name: inputs[name].detach().numpy() for name in used})
+    return max(
+        float(np.abs(mine - theirs).max() / max(np.abs(theirs).max(), 1e-30))
+        for mine, theirs in zip(got, wanted, strict=True)
+    )
+
+
+def _resized(name: str, value: Tensor, traced: Traced, sizes: Mapping[str, int]) -> Tensor:
+    """The example at another shape: random numbers, alternating labels, a mask whose last row is padded."""
+    axes = traced.sizes.get(name, {})
+    shape = [sizes.get(axes.get(axis, ""), size) for axis, size in enumerate(value.shape)]
+    if shape == list(value.shape):
+        return value
+    if value.dtype != torch.int64:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))
+    if name == "mask":
+        mask = torch.ones(shape, dtype=torch.int64)
+        if 1 in axes:
+            mask[-1, shape[1] - 2 :] = 0
+        return mask
+    return torch.arange(int(np.prod(shape))).reshape(shape) % 2
