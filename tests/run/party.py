@@ -33,6 +33,7 @@ from fedsplit_client.orderly import OrderlyEnd
 from fedsplit_client.place import Place
 from fedsplit_client.session import Session
 from fedsplit_client.worker import Result, Worker
+from fedsplit_server.admission import Planner
 from fedsplit_server.assets import Assets
 from fedsplit_server.host import Host, Parts
 from fedsplit_server.keeper import Keeper
@@ -145,6 +146,7 @@ class Party:
         self.keeper: Keeper
         self.rows = dict(data)
         self.replanner: Replanner | None = None
+        self.planner: Planner | None = None
         self.slow: dict[str, float] = {}
         """Seconds that a client needs for every step."""
         self.tamper: dict[str, Tamper] = {}
@@ -201,6 +203,7 @@ class Party:
             files=Assets(self.base, run.model, self.folder / "segments"),
             era=self._starts << 20,
             replanner=self.replanner,
+            planner=self.planner,
         )
         end = self.world.server(self.server_faults.server(self.link.gateway))
 

@@ -276,6 +276,27 @@ def test_the_server_refuses_the_update_of_a_client_that_does_not_obey(
     assert digest(run.state.adapter) == digest(run.first.adapter)
 
 
+@pytest.mark.parametrize("head", ["fedavg", "frozen", "local"])
+def test_heads_travel_as_they_are_priced(rows: Callable[[str], dict[str, Rows]], tmp_path: Path, head: str) -> None:
+    """A head that stays, or is everybody's own, does not go up; every head comes down to whoever holds one."""
+    settings = {"model__head": head, "policy__shares_labels": head != "local", **CLASSES}
+    clients = {name: text for name, text in CLIENTS.items() if head != "local" or name != "c"}
+    run = Wired(run_file(clients, **settings), rows("".join(clients)), tmp_path).finish()
+    for seen in run.clients.values():
+        cost, does = seen.plan.estimate, counted(seen)
+        assert cost is not None
+        assert (cost.factors_up_bytes, cost.factors_down_bytes) == does["factors"]
+        assert sum(name.startswith("score") for name in seen.part.params) == (
+            head != "frozen" and seen.plan.topology is not Topology.V
+        )
+
+
+CLASSES: dict[str, object] = {
+    "model__task": "classification",
+    "model__labels": ["short", "long"],
+    "model__max_length": 8,
+    "train__rounds": 1,
+}
 TIGHT: dict[str, object] = {
     "model__max_length": 32,
     "train__batch": 1,

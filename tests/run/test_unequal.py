@@ -9,10 +9,17 @@ import msgspec
 import numpy as np
 import pytest
 
+from fedsplit.devices.profile import DeviceProfile
+from fedsplit.events import Measured
 from fedsplit.plan.types import ClientPlan
+from fedsplit.testing.faults import Faults
 from fedsplit.train.exported import model_folder
+from fedsplit.wire.messages import DataSummary
+from fedsplit_server.planning import Planning
 from tests.reference import fedavg, unequal
 from tests.run.conftest import Rows, run_file
+from tests.run.party import Party
+from tests.run.test_recovery import crashed_server
 from tests.run.wired import Seen, Wired
 
 SGD: dict[str, object] = {
@@ -115,6 +122,43 @@ def test_ranks_8_4_and_2_are_summed_exactly(wired: Callable[..., Wired], tmp_pat
         assert np.abs(expected[key]).max() > 1e-3
     assert {part.rank for key, part in run.state.adapter.items() if key.layer < 3} == {16}
     assert finals(run.clients["b"]) == ranks["b"]
+
+
+PLACES = ['topology = "local"', 'topology = "u"\ncut = [2, 4]', 'topology = "v"\ncut = [1, 6]', 'topology = "w"']
+MIXED = {"a": dict.fromkeys(LAYERS, 8), "b": {layer: 4 if layer < 3 else 2 for layer in LAYERS}}
+
+
+def mixed(make: Callable[..., Party], folder: Path, place: str, **settings: object) -> Party:
+    """Two clients of unequal ranks in one topology, not started yet."""
+    (folder / "mine.py").write_text(EXACT, "utf-8")
+    method = {"method__name": f"{folder / 'mine.py'}:sums", "plan__ranks": [4, 2], "lora__rank": 8}
+    run = make({"a": place, "b": place}, start=False, **method, **settings)
+    planning = Planning(run.run, run.base)
+
+    def planner(name: str, profile: DeviceProfile, data: DataSummary, topology: str) -> ClientPlan:
+        return changed(planning(name, profile, data, topology), set(), MIXED[name])
+
+    run.planner = planner
+    return run
+
+
+def test_unequal_ranks_give_the_same_bits_wherever_they_are(party: Callable[..., Party], tmp_path: Path) -> None:
+    """AdamW, clipping, measurements: a rank is the client's, whoever computes its layers."""
+    settings: dict[str, object] = {"evaluate__every": 1, "train__rounds": 2}
+    runs = [mixed(party, tmp_path, place, **settings).start().finish() for place in PLACES]
+    assert len({run.digest for run in runs}) == 1
+    ranks = {key.layer: part.rank for key, part in runs[0].keeper.state.adapter.items()}
+    assert ranks == {layer: 12 if layer < 3 else 10 for layer in LAYERS}
+    metrics = [run.all(Measured)[-1].metrics["perplexity"] for run in runs]
+    assert metrics == pytest.approx([metrics[0]] * len(runs), rel=1e-6)
+
+
+def test_a_grown_rank_survives_the_server(party: Callable[..., Party], tmp_path: Path) -> None:
+    """The checkpoint keeps the global rank; the next round cuts the same factors from it."""
+    clean = mixed(party, tmp_path, PLACES[1]).start().finish()
+    run = mixed(party, tmp_path, PLACES[1])
+    crashed_server(run, Faults().crash("commit", round=1, step=1))
+    assert run.digest == clean.digest
 
 
 def finals(seen: Seen) -> dict[int, int]:
