@@ -6,7 +6,7 @@ Every one is tried before it is named. Words are written as a run file has them,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,12 +17,14 @@ from fedsplit.config.policy import PERMISSION, WIRE_BITS
 from fedsplit.config.run import RunFile
 from fedsplit.devices.profile import SAFETY, DeviceProfile
 from fedsplit.devices.units import rate, size
-from fedsplit.plan.limits import DEADLINE, SERVER, SERVER_RULE
+from fedsplit.plan.limits import DEADLINE, SERVER, SERVER_RULE, Limits
 from fedsplit.plan.options import ORDER, Option
 from fedsplit.plan.prices import anything_fits
 from fedsplit.plan.question import Question, options_of, server_of
 from fedsplit.plan.timing import ASSUMED_LINK
 
+MOST_TRIED = 64
+"""Clients of a fleet up to which changes are tried for all of them."""
 FASTER = 1024
 """The fastest link that is proposed, in times the present one: beyond it the link is not what is missing."""
 
@@ -187,6 +189,23 @@ def _faster(question: Question) -> Iterator[Change]:
             yield Change(f"a link of {rate(faster.up_bps)} up and {rate(faster.down_bps)} down ({now})", asked)
             return
         times *= 2
+
+
+def for_all(asked: Mapping[str, Question]) -> Iterator[tuple[str, dict[str, Question]]]:
+    """(a change of the run file in words, what is asked then), for a fleet small enough to be planned often."""
+    first = next(iter(asked.values()))
+    for words, changed in _of_run(first) if len(asked) <= MOST_TRIED else ():
+        if changed.fixed == first.fixed:
+            yield words, {name: replace(question, run=changed.run) for name, question in asked.items()}
+
+
+def room_for(question: Question, limits: Limits, need_bytes: int) -> str:
+    """The change that gives a server's process ``need_bytes``, which are more than it may take."""
+    need = math.ceil(_three_up(need_bytes))
+    if limits.server_rule == SERVER_RULE and need <= server_of(question).budget_bytes:
+        return f"policy.max_server_bytes = {shown(need)} (now {shown(question.run.policy.max_server_bytes)})"
+    more = math.ceil(_three_up((need_bytes - server_of(question).budget_bytes) / SAFETY + 1))
+    return f"free {size(more)} of the server's memory"
 
 
 def _granted(question: Question, near: Option) -> Iterator[Change]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedsplit.devices.units import duration, size
-from fedsplit.plan.changes import helping, nearest
+from fedsplit.plan.changes import helping, nearest, room_for
 from fedsplit.plan.explain import MEMORY
 from fedsplit.plan.limits import DEADLINE, SERVER, SERVER_RULE, Limits
 from fedsplit.plan.options import Option
-from fedsplit.plan.question import Question
+from fedsplit.plan.question import Question, server_of
 
 
 def nothing_fits(name: str, question: Question, options: Sequence[Option], why_not: Sequence[str]) -> str:
@@ -45,10 +45,14 @@ def _need(question: Question, near: Option) -> str:
     return f"it needs {size(near.memory.total)} of {size(question.device.budget_bytes)} ({part})"
 
 
-def crowded(host: str, clients: int, limits: Limits, least_bytes: int) -> str:
-    """The message where each client alone fits the server, and all of them do not."""
+def crowded(question: Question, clients: int, limits: Limits, least_bytes: int, change: str) -> str:
+    """The message where each client alone fits the server, and all of them do not. ``change``: one of the run file
+    with which they would, if there is any."""
+    ways = ["fewer clients at once", room_for(question, limits, least_bytes)]
+    if change:
+        ways.insert(1, change)
     return (
-        f"the server {host} needs {size(least_bytes)} for {clients} clients, even with the plans that take least, "
-        f"and may take {size(limits.server_bytes)} (binding: {limits.server_rule}); the smallest change: fewer clients "
-        f"at once, a smaller batch, or {size(least_bytes - limits.server_bytes)} more"
+        f"the server {server_of(question).name} needs {size(least_bytes)} for {clients} clients, even with the plans "
+        f"that take least, and may take {size(limits.server_bytes)} (binding: {limits.server_rule}); the smallest "
+        f"change: {', or '.join(ways)}"
     )

@@ -18,6 +18,7 @@ from fedsplit.devices.profile import DeviceProfile
 from fedsplit.devices.units import duration, size
 from fedsplit.errors import PlanError
 from fedsplit.plan.card import check_targets
+from fedsplit.plan.changes import for_all
 from fedsplit.plan.consent import Shown
 from fedsplit.plan.depth import check_depth
 from fedsplit.plan.explain import Rivals, binding, for_the_fleet, reasons
@@ -214,7 +215,8 @@ def _fitted(
         return asked, plans, ()
     chosen, least = together(asked, {plan.client: plan for plan in plans}, room, bound_s)
     if chosen is None:
-        raise PlanError(crowded(host.name, len(plans), limits, host.runtime_bytes + least))
+        change = next((words for words, changed in for_all(asked) if _fit(changed, room)), "")
+        raise PlanError(crowded(first, len(plans), limits, host.runtime_bytes + least, change))
     final = _plans(chosen)
     moved = sum(_work(old) != _work(new) for old, new in zip(plans, final, strict=True))
     note = (
@@ -226,6 +228,19 @@ def _fitted(
 
 def _work(plan: ClientPlan) -> tuple[Topology, Cut, int]:
     return plan.topology, plan.cut, plan.micro_batches
+
+
+def _fit(asked: Mapping[str, Question], room: int) -> bool:
+    """Whether all these clients have plans that fit the server's ``room`` together."""
+    shared, bound_s = balance(asked)
+    try:
+        plans = _plans(shared)
+    except PlanError:
+        return False
+    first = next(iter(asked.values()))
+    if server_total(first.card, plans, DTYPE_BYTES[first.run.model.dtype]) <= room:
+        return True
+    return together(shared, {plan.client: plan for plan in plans}, room, bound_s)[0] is not None
 
 
 def _notes(plans: Sequence[ClientPlan], server: DeviceProfile | None, bound_s: float) -> tuple[str, ...]:

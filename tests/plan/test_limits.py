@@ -127,8 +127,13 @@ def test_all_clients_together_take_no_more_than_granted() -> None:
     together = solve(CARD, fleet, run, server=SERVER)
     assert server_total(CARD, together.clients, 4) + SERVER.runtime_bytes <= run.policy.max_server_bytes
     run = run_file({"topologies": ["u"], "max_server_bytes": alone.server_memory_bytes // 5})
-    with pytest.raises(PlanError, match=r"binding: policy\.max_server_bytes"):
+    with pytest.raises(PlanError, match=r"binding: policy\.max_server_bytes") as caught:
         solve(CARD, fleet, run, server=SERVER)
+    fewer, *ways = proposals(str(caught.value))
+    assert fewer == "fewer clients at once"
+    assert [way.split(" = ")[0] for way in ways] == ["model.max_length", "policy.max_server_bytes"]
+    for way in ways:
+        assert solve(CARD, fleet, after(way, SERVER, run)[1], server=SERVER), way
     assert solve(CARD, fleet, run_file({"topologies": ["local"], "max_server_bytes": 1}), server=SERVER)
 
 
