@@ -22,9 +22,10 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from fedsplit import assets
+from fedsplit.cli import bench_runs
 from fedsplit.cli.bench_cuts import NAME, Cuts, Training
 from fedsplit.cli.bench_models import model_and_task, write_rows
-from fedsplit.cli.bench_runs import Shape, client, words, write_run
+from fedsplit.cli.bench_runs import client, words, write_run
 from fedsplit.cli.plan import model_card
 from fedsplit.config.load import load
 from fedsplit.config.run import RunFile
@@ -36,7 +37,7 @@ from fedsplit.plan.options import Option, describe
 from fedsplit.plan.question import Question, options_of, questions
 from fedsplit.plan.solve import solve
 from fedsplit.plan.types import Cut, Topology
-from fedsplit.probe.measure import Engine, layer_overhead, memory_bandwidth, speed
+from fedsplit.probe.layer import Shape, torch_pass
 
 Measure = Callable[[DeviceProfile, float, Option, int], list[float]]
 SERVER_SHARE = 0.5
@@ -44,6 +45,9 @@ SERVER_SHARE = 0.5
 AGAIN = 2
 """Cuts beside the planned one that are measured a second time."""
 PLENTY = 2**36
+ROWS = (1, 2, 4, 8)
+TINY = Shape(hidden=16, ffn=32, heads=2, rows=1, tokens=4)
+COPIED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +202,7 @@ def name(option: Option) -> str:
 def _asked(training: Training, scratch: Path) -> tuple[RunFile, ModelCard]:
     """The run as the planner sees it when nothing is fixed."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
-    shape = Shape(batch=training.batch, tokens=training.tokens, steps=1)
+    shape = bench_runs.Shape(batch=training.batch, tokens=training.tokens, steps=1)
     path = write_run(folder, training.model, training.task, [client(NAME, "")], shape)
     run = load(path)
     return run, model_card(run, folder)
@@ -209,31 +213,36 @@ def _options(card: ModelCard, run: RunFile, profile: DeviceProfile, server: Devi
     return options_of(asked)[0]
 
 
-def this_core(seconds: float = 6.0) -> DeviceProfile:
-    """One core of this machine by itself."""
+def this_core(seconds: float = 1.0) -> DeviceProfile:
+    """One core of this machine by itself: each number the median of ``seconds`` of processor time."""
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        engine = Engine(True, "cpu")
-        flops, share = _alone(lambda: speed(engine, "float32", seconds / 2))
-        overhead, slower = _alone(lambda: layer_overhead(engine, seconds / 4))
-        bandwidth, less = _alone(lambda: memory_bandwidth(engine, seconds / 4))
+        layers = [Shape(rows=rows) for rows in ROWS]
+        flops = max(one.operations / _alone(torch_pass(one, "float32", "cpu"), seconds) for one in layers)
+        overhead = _alone(torch_pass(TINY, "float32", "cpu"), seconds) / 2
+        source = torch.ones(COPIED_BYTES // 4)
+        target = torch.empty_like(source)
+        bandwidth = 2 * COPIED_BYTES / _alone(lambda: target.copy_(source), seconds)
     finally:
         torch.set_num_threads(before)
     return DeviceProfile(
-        name="one core", arch=architecture(), cores=1, threads=1, flops={"float32": flops / share},
-        memory_bandwidth_bps=bandwidth / less, memory_bytes=PLENTY, free_memory_bytes=PLENTY,
-        layer_overhead_s=overhead * slower,
+        name="one core", arch=architecture(), cores=1, threads=1, flops={"float32": flops},
+        memory_bandwidth_bps=bandwidth, memory_bytes=PLENTY, free_memory_bytes=PLENTY, layer_overhead_s=overhead,
     )  # fmt: skip
 
 
-def _alone(measure: Callable[[], float]) -> tuple[float, float]:
-    """(what was measured, the share of that time in which we had a core)."""
-    begun, used = time.perf_counter(), time.process_time()
-    found = measure()
-    return found, min(1.0, (time.process_time() - used) / (time.perf_counter() - begun))
+def _alone(work: Callable[[], object], seconds: float) -> float:
+    """Median processor seconds of ``work``: what other programs take of the core meanwhile is left out."""
+    work()
+    taken: list[float] = []
+    while sum(taken) < seconds:
+        begun = time.process_time()
+        work()
+        taken.append(time.process_time() - begun)
+    return statistics.median(taken)
 
 
 def held_to(

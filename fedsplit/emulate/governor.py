@@ -25,8 +25,12 @@ from fedsplit.errors import ConfigError, Problem
 LOOK_S = 0.002
 """A burst of computing that is shorter than this may have ended before it is seen. It is then paid for afterwards, and
 the relay holds what was sent meanwhile for as long (``Governed.owed_s``)."""
-LEAST_S, MOST_S = 0.003, 0.05
-"""One stop. Longer ones would make the other side believe that the connection hangs."""
+BURST_S = 0.008
+"""A process computes this long between two stops where it has more to compute: caches are cold after each of them."""
+LEAST_S, MOST_S = 0.003, 0.2
+"""One stop; a longer one is taken in parts, so that the other side never believes that the connection hangs."""
+BUSY_S = LOOK_S / 20
+"""What is less than this between two looks is a process that waits, and is counted once there is more of it."""
 CREDIT_S = 0.05
 """Waiting for a core that may be made up for later; what is more was lost to another program."""
 
@@ -41,7 +45,7 @@ class Governed:
         self.pid, self.share, self.threads = pid, min(1.0, share), threads
         self.ended, self.stopped_s = False, 0.0
         self._meter, self._lock = Meter(pid), threading.Lock()
-        self._owed_s, self._since, self._until = 0.0, 0.0, 0.0
+        self._owed_s, self._burst_s, self._queued_s, self._since, self._until = 0.0, 0.0, 0.0, 0.0, 0.0
         self._spent, self._waited = self._meter.read()
 
     def look(self, now: float) -> None:
@@ -73,11 +77,16 @@ class Governed:
                 os.kill(self.pid, signal.SIGCONT)
 
     def _perhaps_stop(self, now: float) -> None:
-        if self._owes() >= LEAST_S:
+        before = self._burst_s
+        if self._owes() < LEAST_S:
+            return
+        idle = self._burst_s == before
+        if self._burst_s >= BURST_S or idle:
             os.kill(self.pid, signal.SIGSTOP)
-            self._since, self._until = now, now + min(self._owed_s, MOST_S)
+            self._since, self._until, self._burst_s = now, now + min(self._owed_s, MOST_S), 0.0
 
     def _go(self, now: float) -> None:
+        _, self._waited = self._meter.read()  # to be stopped, too, a process has to wait for a core
         os.kill(self.pid, signal.SIGCONT)
         self._owed_s -= now - self._since
         self.stopped_s += now - self._since
@@ -86,9 +95,14 @@ class Governed:
     def _owes(self) -> float:
         spent, waited = self._meter.read()
         computed = (spent - self._spent) / self.threads
-        owed = self._owed_s + computed * (1 / self.share - 1) - (waited - self._waited)
-        self._spent, self._waited = spent, waited
-        self._owed_s = max(-CREDIT_S, owed)
+        self._queued_s += waited - self._waited
+        if computed >= BUSY_S:
+            self._owed_s = max(-CREDIT_S, self._owed_s + computed * (1 / self.share - 1) - self._queued_s)
+            self._burst_s += computed + self._queued_s
+            self._queued_s, self._spent = 0.0, spent
+        elif waited == self._waited:
+            self._queued_s = 0.0  # it waited for a core only to find that it has nothing to do
+        self._waited = waited
         return self._owed_s
 
 

@@ -19,7 +19,7 @@ BURSTS = """
 import sys, time
 for line in sys.stdin:
     begun, used = time.perf_counter(), time.process_time()
-    while time.process_time() < used + 0.06: pass
+    while time.process_time() < used + 0.12: pass
     print(time.perf_counter() - begun, flush=True)
 """
 
@@ -53,12 +53,12 @@ def test_a_burst_takes_as_long_as_on_the_device_and_waiting_takes_nothing_off_it
         assert process.stdout is not None
         governed = governor.hold(process.pid, 0.2)
         took = []
-        for _ in range(5):
+        for _ in range(3):
             time.sleep(0.1)  # an idle device saves nothing up
             process.stdin.write("\n")
             process.stdin.flush()
             took.append(float(process.stdout.readline()))
-        assert sorted(took)[2] == pytest.approx(0.06 / 0.2, rel=0.2)
+        assert sorted(took)[1] == pytest.approx(0.12 / 0.2, rel=0.2)
         assert governed.stopped_s > 0.5
 
 
@@ -68,7 +68,7 @@ def test_whoever_is_let_go_runs_on() -> None:
         process.stdout.readline()
         with Governor() as governor:
             governed = governor.hold(process.pid, 0.05)
-            time.sleep(0.2)
+            time.sleep(0.6)
             assert governed.stopped_s > 0.05
         meter = Meter(process.pid)
         before = sum(meter.read())
