@@ -133,7 +133,9 @@ def with_link(
     """
     if keep is None and profile.link is not None:
         return profile
+    moved = end.up_bytes, end.down_bytes
     found = told_link(end, link, name, emit)
+    end.up_bytes, end.down_bytes = moved  # the run's bytes are those of its price
     if found is None:
         return profile
     found = steady(profile.link, found)

@@ -192,7 +192,9 @@ def test_a_silent_server_does_not_hold_up_the_join(server: Server, dial: Dial, m
 
 def test_the_own_profile_keeps_its_link_and_noise_does_not_move_it(server: Server, dial: Dial, tmp_path: Path) -> None:
     path = save(NOBODY, tmp_path / "own.toml")
-    found = with_link(dial(server.link), server.link, NOBODY, "pi", silent, keep=path)
+    end = dial(server.link)
+    found = with_link(end, server.link, NOBODY, "pi", silent, keep=path)
+    assert (end.up_bytes, end.down_bytes) == (0, 0), "measuring is not of the run"
     assert found.link is not None
     assert load(path) == replace(NOBODY, link=found.link)
     assert found.anonymous.link == replace(found.link, source="")
