@@ -44,7 +44,7 @@ class Simulated:
 
 
 def simulate(
-    run_file: Annotated[Path, typer.Argument(help="A run file with [[clients]], each with its data.")],
+    run_file: Annotated[Path, typer.Argument(help="A run file whose clients name their data.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     device: Device = "cpu",
     emulate: Annotated[

@@ -9,7 +9,6 @@ from fedsplit.devices.here import usable_threads
 from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.devices.units import duration, rate, size
 from fedsplit.plan.threads import share_of
-from fedsplit.plan.threads import share_of
 from fedsplit.plan.timing import ASSUMED_LINK
 from fedsplit.plan.timing import speed as flops
 
