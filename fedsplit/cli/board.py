@@ -225,11 +225,13 @@ class Board:
                 self.history.setdefault(name, []).append(event.metrics[name])
 
     def _progress(self, event: Progress) -> None:
-        key = (event.client, event.what)
+        # The parts of one measurement follow one another: they are one bar whose name changes.
+        key = (event.client, event.what if event.unit == "bytes" else event.unit)
         if event.done >= event.total:
             self.transfers.pop(key, None)
         elif key in self.transfers:
-            self.transfers[key].done, self.transfers[key].total = event.done, event.total
+            transfer = self.transfers[key]
+            transfer.what, transfer.done, transfer.total = event.what, event.done, event.total
         else:
             self.transfers[key] = Transfer(event.what, event.client, event.done, event.total, event.unit, self._clock())
 

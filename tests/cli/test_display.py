@@ -147,6 +147,15 @@ def test_a_device_on_its_own() -> None:
     ]
 
 
+def test_the_parts_of_a_measurement_are_one_bar() -> None:
+    board = Board(Clock())
+    for done, what in enumerate(("float32 on 1 thread", "float32 on 2 threads", "disk")):
+        board.take(Progress(what=what, done=done, total=3, unit="parts"))
+        assert [(one.what, one.done, one.total) for one in board.transfers.values()] == [(what, done, 3)]
+    board.take(Progress(what="measured", done=3, total=3, unit="parts"))
+    assert not board.transfers
+
+
 def test_a_long_wait_is_told_once_and_a_short_one_not_at_all() -> None:
     clock, shown = Clock(), console()
     display = Display("plain", console=shown, clock=clock)
