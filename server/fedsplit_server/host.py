@@ -22,6 +22,7 @@ from fedsplit.wire import WireTensor
 from fedsplit.wire.ends import Incoming, ServerEnd
 from fedsplit.wire.messages import Bye, Chunk, DataSummary, Fetch, Probe, Refuse
 from fedsplit_server.admission import Admission, Planner
+from fedsplit_server.arrivals import Arrivals
 from fedsplit_server.assets import Assets
 from fedsplit_server.coordinator import Coordinator
 from fedsplit_server.course import Course, Phase
@@ -66,6 +67,7 @@ class Host:
         self._end, self._files, self._clock, self._emit = end, parts.files, clock, emit
         self._keeper, self._meter, self._probes = parts.keeper, Meter(), Probes(parts.invite)
         self.roster = Roster()
+        self._arrivals = Arrivals(self._tail_s)
         self._ticked = clock()
         run, engine, keeper = parts.run, parts.engine, parts.keeper
         desk = Desk(engine, Copies(engine.segment, run.server.adapters, run.train, keeper.optimizer), run)
@@ -122,7 +124,7 @@ class Host:
 
     def turn(self, timeout_s: float) -> None:
         """Answer at most one packet, waiting ``timeout_s`` for it, and look at the clock."""
-        incoming = self._end.receive(timeout_s)
+        incoming = self._arrivals.next(self._end, timeout_s)
         now = self._clock()
         if incoming is not None:
             self._deliver(self._answer(incoming, now), now)
@@ -154,6 +156,12 @@ class Host:
         if not known:
             self._meter.came(self._sender(incoming), message, incoming.nbytes)
         return outs
+
+    def _tail_s(self, identity: bytes) -> float:
+        """Seconds of a step that this client takes without the server, by its plan."""
+        member = self.roster.at(identity)
+        cost = member.plan.estimate if member is not None else None
+        return cost.step_s - cost.server_step_s if cost is not None else 0.0
 
     def _sender(self, incoming: Incoming) -> str:
         """The client on this connection, or whose download it is; empty for a stranger."""
