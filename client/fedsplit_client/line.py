@@ -118,7 +118,7 @@ class ServerLine:
             packet = self.end.receive(min(self._every_s, 1.0))
             now = self._clock()
             if self.end.reconnected:
-                raise Restart("the connection came back")
+                raise self._restart("the connection came back")
             if packet is not None:
                 heard = now
                 if not self._small_talk(packet.message):
@@ -163,7 +163,7 @@ class ServerLine:
     def _refused(self, refuse: Refuse) -> None:
         match refuse.code:
             case "hello-first" | "stale":
-                raise Restart(refuse.reason)
+                raise self._restart(refuse.reason)
             case "update":
                 self._open.pop(_UPDATE, None)
                 self._note(f"the server left our update out: {refuse.reason}")
@@ -172,6 +172,11 @@ class ServerLine:
                 self._nudge()
             case _:
                 raise Refused(f"{self._server}: {refuse.reason}" + (f"; {refuse.fix}" if refuse.fix else ""))
+
+    def _restart(self, reason: str) -> Restart:
+        """What waits for an answer belongs to the connection that was: after a hello nobody may say it."""
+        self._open.clear()
+        return Restart(reason)
 
     def _settle(self, message: Exchange) -> None:
         if isinstance(message, Commit | Abort):

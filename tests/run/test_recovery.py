@@ -74,6 +74,24 @@ def test_a_client_dies(party: Make, reference: Make, mode: str, moment: str) -> 
     assert run.results["a"].after == clean.results["a"].after
 
 
+def test_an_update_without_an_answer_dies_with_its_connection(party: Make, reference: Make) -> None:
+    """Its answer was lost, the link is new, and another client is waited for longer than requests go unrepeated."""
+    run = party(SPLIT, start=False)
+    run.server_faults = Faults()
+    run.faults.drop("received", client="a", round=0).crash("update", client="b", round=0)
+    run.start()
+    run.world.run(until=lambda: run.actors["b"].done and any(fired.action == "drop" for fired in run.faults.fired))
+    for name in "ab":
+        run.dealers[name].cut()
+    run.dealers["a"].restore()
+    begun = run.world.now_s
+    run.world.run(until=lambda: run.world.now_s > begun + 30)
+    run.join("b")
+    run.finish()
+    run.faults.check()
+    assert run.digest == reference(SPLIT).digest
+
+
 def test_a_client_that_dies_while_it_measures_is_waited_for(party: Make, reference: Make) -> None:
     clean = reference(CLIENTS, **MEASURED)
     run = party(CLIENTS, **MEASURED, start=False)
