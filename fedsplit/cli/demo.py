@@ -47,7 +47,7 @@ class Part(NamedTuple):
 PARTS = (
     Part("laptop", 4_000_000_000, "local", None, "holds the whole model; only adapters leave it"),
     Part("mini-pc", 1_000_000_000, "u", Cut(2, 6), "keeps the embedding, the first two layers and the head"),
-    Part("pi", 600_000_000, "w", None, "keeps the embedding and the head only"),
+    Part("pi", 650_000_000, "w", None, "keeps the embedding and the head only"),
 )
 
 RUN = """

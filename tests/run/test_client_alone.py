@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedsplit.cli.main import run as command
+from fedsplit.devices.load import load
 from fedsplit.errors import Timeout
 from fedsplit.events import Event, Note
 from fedsplit.testing.loopback import Loopback
@@ -57,9 +58,13 @@ def test_memory_that_ends_in_a_step(
     with Stage(tmp_path, text, {"a": data}) as stage:
         server = stage.serve()
         flags = ("--data", str(data), "--name", "a", "--state", str(tmp_path / "state"), "--yes", "--json")
+        monkeypatch.setenv("FEDSPLIT_PROFILE", str(stage.profile))
         with pytest.raises(SystemExit) as end:
-            command(["join", stage.link(), *flags, "--profile", str(stage.profile)])
+            command(["join", stage.link(), *flags])
         assert server.child.poll() is None
+        kept = load(stage.profile).link
+    assert kept is not None, "measured on the way in, and kept"
+    assert kept.source.startswith("measured to 127.0.0.1:")
     said = capsys.readouterr().err
     assert end.value.code == 7
     assert "Traceback" not in said
