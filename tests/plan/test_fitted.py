@@ -60,9 +60,10 @@ def by_trying(asked: Question) -> list[Option]:
 LOCAL_ONLY = PolicySection(topologies=("local",))
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("policy", [LOCAL_ONLY, PolicySection(topologies=("u",)), PolicySection(shares_labels=True)])
-def test_equal_to_trying_everything(policy: PolicySection) -> None:
-    run = run_file(policy=policy)
+def test_equal_to_trying_everything(policy: PolicySection, checkpoint: bool) -> None:
+    run = run_file(policy=policy, plan=PlanSection(layers="fit", ranks=(2,), checkpoint=checkpoint))
     whole = [option.memory.total for option in full_plans(question(device(1000, 1e10, 1e6), run))]
     hits = 0
     for share in (0.99, 0.9, 0.8, 0.72, 0.6):
