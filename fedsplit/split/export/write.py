@@ -20,7 +20,7 @@ from fedsplit.split.export import graphs
 from fedsplit.split.export.trace import OPSET, Traced, to_onnx
 from fedsplit.split.export.weights import WeightFile, stripped, untransposed
 from fedsplit.split.segment import Segment, build
-from fedsplit.split.span import Span
+from fedsplit.split.span import Span, part_of
 
 TOLERANCE = 1e-5
 """Largest difference from autograd, over the largest value, in float32."""
@@ -36,10 +36,13 @@ def export(base: Base, plan: ClientPlan, run: RunFile, folder: Path) -> Manifest
     """
     front, tail = spans(plan, base.num_layers)
     pieces: dict[str, Piece] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    ranks = {layer.layer: layer.rank for layer in plan.layers}
     segments = [_segment(base, span, run) for span in (front, tail) if span is not None]
     layers = [index for segment in segments for index in range(segment.span.lo, segment.span.hi)]
     for segment in segments:
-        pieces |= _pieces(segment, _examples(segment))
+        pieces |= _pieces(segment, params := _examples(segment, ranks))
+        shapes |= {name: tuple(value.shape) for name, value in params.items()}
     table = _write_table(base, folder)
     ir_version = _write_graphs(pieces, folder)
     last = segments[-1] if tail else None
@@ -48,7 +51,7 @@ def export(base: Base, plan: ClientPlan, run: RunFile, folder: Path) -> Manifest
         front=front.hi, layers_path=segments[0].layers_path, opset=OPSET, ir_version=ir_version, weight_bits=32,
         graphs={name: _checked(folder, name, piece.traced) for name, piece in pieces.items()},
         factors={i: graphs.factor_names(s, i) for s in segments for i in range(s.span.lo, s.span.hi)},
-        shapes={name: shape for segment in segments for name, shape in segment.shapes().items()},
+        shapes=shapes,
         trained=tuple(name for name in last.trainable_names() if name in graphs.head_names(last)) if last else (),
         table=table,
     )  # fmt: skip
@@ -90,16 +93,24 @@ def _segment(base: Base, span: Span, run: RunFile) -> Segment:
     return segment
 
 
-def _examples(segment: Segment) -> dict[str, Tensor]:
-    """Factors to trace and check with; B is not zero, so that every gradient is there to be compared."""
-    source = torch.Generator().manual_seed(0)
-    return {name: torch.randn(shape, generator=source) / max(shape) ** 0.5 for name, shape in segment.shapes().items()}
+def _examples(segment: Segment, ranks: Mapping[int, int]) -> dict[str, Tensor]:
+    """Factors of the plan's ranks to trace and check with; B is not zero, so that every gradient can be compared."""
+    source, found = torch.Generator().manual_seed(0), {}
+    for name, shape in segment.shapes().items():
+        rank = ranks.get(part_of(name, segment.base.family, segment.prefix), 0)
+        if rank and ".lora_A" in name:
+            shape = (rank, *shape[1:])
+        elif rank and ".lora_B" in name:
+            shape = (shape[0], rank, *shape[2:])
+        found[name] = torch.randn(shape, generator=source) / max(shape) ** 0.5
+    return found
 
 
 def _pieces(segment: Segment, params: Mapping[str, Tensor]) -> Iterator[tuple[str, Piece]]:
     span, frozen = segment.span, _frozen(segment)
     for index in range(span.lo, span.hi):
-        kind, own = _kind(segment, index), _named_alike(segment, frozen, index)
+        ranks = {params[name].shape[0] for name in graphs.factor_names(segment, index).values() if ".lora_A" in name}
+        kind, own = f"{_kind(segment, index)} {sorted(ranks)}", _named_alike(segment, frozen, index)
         yield f"layer.{index}", Piece(f"layer {kind}", segment, graphs.layer(segment, index, params), own)
         yield f"layer_grad.{index}", Piece(f"grad {kind}", segment, graphs.layer_grad(segment, index, params), own)
     if span.heads:

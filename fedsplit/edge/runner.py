@@ -1,0 +1,95 @@
+"""Runs a folder's graphs with onnxruntime, and looks token embeddings up in their file.
+
+Weights stay mapped from the disk: packed copies would be faster by a little and take their size again in memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsplit.edge.manifest import TABLE, WEIGHTS, Manifest, Table
+from fedsplit.errors import DataError, MissingExtra
+
+Floats = NDArray[np.float32]
+
+
+class Runner:
+    """Graphs by name, each loaded when it is first asked for. ``threads`` 0: as many as onnxruntime takes."""
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int = 0) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._options = _options(threads)
+        self._sessions: dict[str, Any] = {}
+        self._table = Lookup(folder / TABLE, manifest.table) if manifest.table is not None else None
+
+    def run(self, name: str, inputs: dict[str, Any]) -> dict[str, NDArray[Any]]:
+        """Outputs by name. ``inputs`` may hold more than the graph reads. Raises DataError for a broken graph."""
+        graph = self.manifest.graphs[name]
+        session = self._sessions.get(name) or self._load(name)
+        found = session.run(None, {key: inputs[key] for key in graph.inputs})
+        return dict(zip(graph.outputs, found, strict=True))
+
+    def embeddings(self, ids_BT: NDArray[np.int64]) -> Floats:
+        """Rows of the token embedding, (B, T, D)."""
+        assert self._table is not None, "images have no token embedding"
+        return self._table.rows(ids_BT)
+
+    def _load(self, name: str) -> Any:
+        import onnxruntime
+
+        path = self.folder / self.manifest.graphs[name].file
+        try:
+            session = onnxruntime.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has a dozen kinds of errors of its own
+            first = str(error).splitlines()[0]
+            fix = f"made for ONNX opset {self.manifest.opset}, this is onnxruntime {onnxruntime.__version__}"
+            raise DataError(f"cannot be run: {first} ({fix}; with {WEIGHTS} beside it)", str(path)) from error
+        self._sessions[name] = session
+        return session
+
+
+class Lookup:
+    """A table of embeddings that is read where it lies."""
+
+    def __init__(self, path: Path, table: Table) -> None:
+        found = path.stat().st_size if path.is_file() else 0
+        if found != table.rows * table.row_bytes:
+            expected = f"{table.rows:,} rows of {table.row_bytes:,} bytes"
+            raise DataError(
+                f"found {found:,} bytes, expected {expected}; delete the folder to fetch it again", str(path)
+            )
+        self._table = table
+        self._rows = np.memmap(path, np.uint8, "r", shape=(table.rows, table.row_bytes))
+
+    def rows(self, ids: NDArray[np.int64]) -> Floats:
+        """(…, D) in float32. Raises DataError for an id outside the table."""
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self._table.rows:
+            raise DataError(f"found token {int(ids.max())}, the model has {self._table.rows}: another tokenizer?")
+        raw = np.asarray(self._rows[ids.reshape(-1)])
+        width = self._table.width
+        if self._table.dtype == "i8":
+            scale = raw[:, width:].copy().view("<f4")
+            found = raw[:, :width].view(np.int8).astype(np.float32) * scale
+        elif self._table.dtype == "bf16":
+            found = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+        else:
+            found = raw.view("<f4")
+        shaped: Floats = found.reshape(*ids.shape, width)
+        return shaped
+
+
+def _options(threads: int) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtra("onnxruntime", "edge") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.enable_cpu_mem_arena = False
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
