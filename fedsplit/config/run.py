@@ -169,7 +169,7 @@ class PlanSection(Section, frozen=True, kw_only=True):
     layers: Literal["all", "fit"] = "all"
     """``fit``: a device that is short of memory or time trains the most valuable layers it can, not all of them."""
     ranks: tuple[int, ...] = ()
-    """Other ranks than ``lora.rank`` that a device may be given; empty: none."""
+    """Ranks below ``lora.rank`` that ``fit`` may give a layer; empty: none."""
     checkpoint: bool = True
     """Activations may be computed twice to save memory; the result stays the same."""
     replan: bool = True

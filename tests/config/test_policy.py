@@ -22,12 +22,12 @@ def test_permissions_are_needed_wherever_a_topology_is_named() -> None:
         + """
         [policy]
         topologies = ["v", "w", "u", "u"]
-        min_rank = 16
+        min_rank = 9
         min_wire_bits = 64
         max_server_bytes = -1
         round_s = 700.0
         [plan]
-        ranks = [16, 0, 16, 4]
+        ranks = [16, 0, 2, 2, 1]
         [[clients]]
         name = "pi"
         topology = "local"
@@ -41,16 +41,23 @@ def test_permissions_are_needed_wherever_a_topology_is_named() -> None:
         "policy.min_wire_bits",
         "policy.max_server_bytes",
         "policy.round_s",
+        "plan.layers",
+        "plan.ranks[0]",
         "plan.ranks[1]",
         "plan.ranks[2]",
         "plan.ranks[3]",
+        "plan.ranks[4]",
         "clients[0].topology",
     }
     assert "policy.shares_labels = true" in found["policy.topologies[0]"].expected
     assert "policy.exposes_tokens = true" in found["policy.topologies[1]"].expected
     assert "lora.rank = 8" in found["policy.min_rank"].expected
     assert "rounds.deadline_s = 600" in found["policy.round_s"].expected
-    assert found["plan.ranks[3]"].expected == "at least policy.min_rank = 16"
+    assert found["plan.layers"].expected == '"fit" with plan.ranks'
+    assert found["plan.ranks[0]"].expected == "less than lora.rank = 8"
+    assert found["plan.ranks[1]"].expected == "at least 1"
+    assert found["plan.ranks[3]"].expected == "every rank once"
+    assert found["plan.ranks[4]"].expected == "at least policy.min_rank = 9"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +95,7 @@ def test_a_policy_that_holds_together_is_read() -> None:
     round_s = 30
     [plan]
     layers = "fit"
-    ranks = [4, 16]
+    ranks = [4, 6]
     checkpoint = false
     replan = false
     [[clients]]
@@ -97,5 +104,5 @@ def test_a_policy_that_holds_together_is_read() -> None:
     """
     run = loads(MODEL + text)
     assert run.policy.topologies == ("u", "v")
-    assert run.plan.ranks == (4, 16)
+    assert run.plan.ranks == (4, 6)
     assert loads(dumps(run)) == run

@@ -101,7 +101,7 @@ def test_explaining_shows_the_arithmetic(run_file: Path) -> None:
 
 
 def test_ranks_that_the_method_cannot_merge(run_file: Path) -> None:
-    run_file.write_text(MINILM + "[plan]\nranks = [4]\n")
+    run_file.write_text(MINILM + '[plan]\nlayers = "fit"\nranks = [4]\n')
     shown = fedsplit("plan", str(run_file))
     assert shown.exit_code == 2
     assert "plan.ranks: found [4] with method 'fedavg'" in " ".join(shown.stderr.split())

@@ -56,7 +56,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, rows: Callable[[str], dict[st
         if which not in known:
             folder = tmp_path_factory.mktemp("run")
             (folder / "mine.py").write_text(EXACT, "utf-8")
-            mixed = {"method__name": f"{folder / 'mine.py'}:sums", "plan__ranks": [4, 2, 1], "lora__rank": 8}
+            some = {"plan__layers": "fit", "plan__ranks": [4, 2, 1], "lora__rank": 8}
+            mixed = {"method__name": f"{folder / 'mine.py'}:sums", **some}
             more = {"16 bits": {"model__dtype": "bfloat16"}, "some layers": mixed}.get(which, {})
             text = run_file(CLIENTS, **{"model__max_length": 8, "lora__dropout": 0.0, **more})
             change = some_layers if which == "some layers" else same

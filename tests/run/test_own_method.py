@@ -88,16 +88,18 @@ def test_a_merge_that_lets_the_rank_grow_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text(METHOD.format("return Merged(total(parts, p_K))", "merge"), "utf-8")
     for ranks in ([], [2, 1]):
-        assert method_of(loads(run_file({"a": ""}, method__name=f"{path}:mine", plan__ranks=ranks))).name == "mine"
+        text = run_file({"a": ""}, method__name=f"{path}:mine", plan__layers="fit", plan__ranks=ranks)
+        assert method_of(loads(text)).name == "mine"
 
 
 def test_mixed_ranks_need_a_method_that_takes_them(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"plan\.ranks: found \[1\] with method 'fedavg'"):
-        method_of(loads(run_file({"a": ""}, plan__ranks=[1])))
+        method_of(loads(run_file({"a": ""}, plan__layers="fit", plan__ranks=[1])))
     path = tmp_path / "own.py"
     path.write_text(METHOD.format("return Merged(mean(parts, p_K))", "merge"), "utf-8")
+    run = loads(run_file({"a": ""}, method__name=f"{path}:mine", plan__layers="fit", plan__ranks=[2, 1]))
     with pytest.raises(FedsplitError, match="clients sent ranks 1, 2, 3 for one module"):
-        method_of(loads(run_file({"a": ""}, method__name=f"{path}:mine", plan__ranks=[2, 1])))
+        method_of(run)
 
 
 def test_declared_folds_are_refused_for_what_is_declared(tmp_path: Path) -> None:

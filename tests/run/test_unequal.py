@@ -114,7 +114,7 @@ def test_ranks_8_4_and_2_are_summed_exactly(wired: Callable[..., Wired], tmp_pat
         "c": dict.fromkeys(LAYERS, 4),
     }
     clients = {"a": 'topology = "u"\ncut = [1, 3]', "b": 'topology = "local"', "c": 'topology = "w"'}
-    method = {"method__name": f"{tmp_path / 'mine.py'}:sums", "plan__ranks": [4, 2]}
+    method = {"method__name": f"{tmp_path / 'mine.py'}:sums", "plan__ranks": [4, 2], "plan__layers": "fit"}
     run = wired(clients, resting, ranks, **method)
     _, expected = oracle(run, resting, ranks, exact=True)
     for key, part in run.state.adapter.items():
@@ -131,7 +131,8 @@ MIXED = {"a": dict.fromkeys(LAYERS, 8), "b": {layer: 4 if layer < 3 else 2 for l
 def mixed(make: Callable[..., Party], folder: Path, place: str, **settings: object) -> Party:
     """Two clients of unequal ranks in one topology, not started yet."""
     (folder / "mine.py").write_text(EXACT, "utf-8")
-    method = {"method__name": f"{folder / 'mine.py'}:sums", "plan__ranks": [4, 2], "lora__rank": 8}
+    some = {"plan__layers": "fit", "plan__ranks": [4, 2], "lora__rank": 8}
+    method = {"method__name": f"{folder / 'mine.py'}:sums", **some}
     run = make({"a": place, "b": place}, start=False, **method, **settings)
     planning = Planning(run.run, run.base)
 
