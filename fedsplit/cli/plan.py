@@ -24,7 +24,7 @@ from fedsplit.devices.find import find, own
 from fedsplit.devices.fleet import load_fleet
 from fedsplit.devices.load import foreign
 from fedsplit.devices.profile import DeviceProfile
-from fedsplit.errors import ConfigError, Problem
+from fedsplit.errors import ConfigError, PlanError, Problem
 from fedsplit.method.of_run import method_of
 from fedsplit.plan.card import ModelCard, card
 from fedsplit.plan.fleet import balanced
@@ -57,12 +57,7 @@ def plan(
         near = difflib.get_close_matches(explain, devices, 1)
         fix = f"did you mean {near[0]!r}?" if near else ""
         raise ConfigError([Problem("--explain", repr(explain), f"one of {', '.join(devices)}", fix)])
-    asked: Mapping[str, Question] = balanced(questions(model, devices, run, server=host))
-    if explain:
-        # Another client that fits nothing must not keep this one's arithmetic from being shown; it shares the server.
-        found = sealed(Plan(round=0, clients=(answer(explain, asked[explain]),), seed=run.run.seed))
-    else:
-        found, asked = planned(questions(model, devices, run, server=host))
+    found, asked = _plan(questions(model, devices, run, server=host), explain)
     if plot is not None:
         typer.echo(f"drawn: {write_plot(picture(found, asked), plot)}", err=True)
     if as_json:
@@ -71,6 +66,24 @@ def plan(
         print_explanation(found.clients[0], asked[explain])
     else:
         print_plan(found, asked)
+
+
+def _plan(asked: Mapping[str, Question], explain: str) -> tuple[Plan, Mapping[str, Question]]:
+    """(the plan, the questions it answers); to ``explain`` one client: its plan alone."""
+    try:
+        found, final = planned(asked)
+    except PlanError:
+        if not explain:
+            raise
+        # Another client that fits nothing must not keep this one's arithmetic from being shown; it shares the server.
+        final = balanced(asked)
+        return sealed(
+            Plan(round=0, clients=(answer(explain, final[explain]),), seed=final[explain].run.run.seed)
+        ), final
+    if not explain:
+        return found, final
+    one = tuple(client for client in found.clients if client.client == explain)
+    return sealed(msgspec.structs.replace(found, clients=one)), final
 
 
 def model_card(run: RunFile, near: Path) -> ModelCard:

@@ -32,6 +32,7 @@ from fedsplit.plan.options import Option
 from fedsplit.plan.prices import Shelf
 from fedsplit.plan.question import Question, alike, options_of, questions, server_of
 from fedsplit.plan.refuse import crowded, nothing_fits
+from fedsplit.plan.slack import balance_note, with_slack
 from fedsplit.plan.timing import traffic
 from fedsplit.plan.together import together
 from fedsplit.plan.trained import gave_up
@@ -71,8 +72,9 @@ def planned(asked: Mapping[str, Question], *, round: int = 0) -> tuple[Plan, Map
     check_depth(first.run, first.card.num_layers)
     shared, bound_s = balance(asked)
     final, plans, moved = _fitted(shared, _plans(shared), bound_s)
-    notes = (*_notes(plans, first.server, bound_s), *moved)
-    return sealed(Plan(round=round, clients=tuple(plans), seed=first.run.run.seed, reasons=notes)), final
+    notes = (*_notes(plans, first.server, bound_s), *filter(None, (balance_note(plans),)), *moved)
+    clients = tuple(with_slack(plans, final))
+    return sealed(Plan(round=round, clients=clients, seed=first.run.run.seed, reasons=notes)), final
 
 
 def answer(name: str, question: Question) -> ClientPlan:
