@@ -66,7 +66,7 @@ def this_device(*, emit: Emit = silent, seconds: float = 5.0, device: str = "cpu
 
 def _measured_once(path: Path, seconds: float, device: str, emit: Emit) -> DeviceProfile:
     """A service may have nowhere to write: then it measures at every start, and says so."""
-    emit(Note(text=f"measuring this device once; the result is kept in {path}"))
+    emit(Note(text=f"measuring this device once, briefly (`fedsplit profile`: in full); the result is kept in {path}"))
     found = measure(seconds=seconds, device=device, emit=emit)
     try:
         save(found, path)

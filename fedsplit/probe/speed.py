@@ -6,6 +6,7 @@ layer is held up by something else (memory, short matrices), and a larger model 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,10 +48,13 @@ class Engine:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Numbers of threads to try: 1, 2, 4, … and all. NumPy's cannot be changed in a running process."""
+        """Numbers of threads to try: 1, 2, 4, … and all, or as many as the owner allows by ``OMP_NUM_THREADS``.
+
+        NumPy's cannot be changed in a running process.
+        """
         if not self.torch or self.device != "cpu":
             return (self.threads,)
-        most = max(here.usable_threads(), self.threads)
+        most = self.threads if os.environ.get("OMP_NUM_THREADS") else max(here.usable_threads(), self.threads)
         return tuple(sorted({*(2**power for power in range(most.bit_length())), most}))
 
     @contextmanager

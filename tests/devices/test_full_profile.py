@@ -56,6 +56,16 @@ def test_without_torch_there_is_one_number_of_threads(tmp_path: Path, monkeypatc
     assert found.matmul_flops.keys() == {"float32"}
 
 
+def test_the_numbers_of_threads_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "threads", 3)
+    monkeypatch.setattr("fedsplit.devices.here.usable_threads", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert Engine(True, "cpu").counts == (1, 2, 4, 6)
+    assert Engine(True, "cuda").counts == Engine(False, "cpu").counts == (3,)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert Engine(True, "cpu").counts == (1, 2, 3)
+
+
 def test_what_others_disturb_does_not_count() -> None:
     """Two of three repetitions are held up; the fastest quarter is not."""
     calls = 0
