@@ -122,7 +122,7 @@ def test_a_narrow_server_link_changes_the_plans_and_is_said() -> None:
     sent = [sum(client.estimate.up_bytes for client in plan.clients if client.estimate) for plan in (wide, narrow)]
     assert sent[1] < sent[0]
     assert any("share of the server's link" in reason for client in narrow.clients for reason in client.reasons)
-    assert "the server and its link" in narrow.reasons[-1]
+    assert any("the server and its link" in reason for reason in narrow.reasons)
     assert solve(LLAMA, dict(reversed(devices.items())), RUN, server=host(2e5)) == narrow
 
 
