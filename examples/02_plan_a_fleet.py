@@ -62,7 +62,7 @@ plan = fedsplit.make_plan(model, devices, run, server=home.server)
 show(plan)
 
 print("\n3. What if the kitchen's Pi were on a slow uplink?\n")
-slow = fedsplit.make_plan(model, what_if(devices, "pi-kitchen.uplink=2Mbit/s"), run, server=home.server)
+slow = fedsplit.make_plan(model, what_if(devices, "pi-kitchen.uplink=0.5Mbit/s"), run, server=home.server)
 before, after = ({one.client: one.estimate for one in each.clients}["pi-kitchen"] for each in (plan, slow))
 assert before is not None
 assert after is not None

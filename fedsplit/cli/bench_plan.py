@@ -93,8 +93,7 @@ def _simpler(asked: Mapping[str, Question]) -> tuple[float, float]:
     chosen, layers = shelf.grid.chosen, shelf.grid.works[0].card.num_layers
     slowest, speed = np.zeros(len(chosen)), np.zeros(len(chosen))
     for _, block in shelf.blocks(list(asked.values())):
-        total = block.device_KO + block.up_KO + block.server_KO + block.down_KO + block.latency_KO
-        total = np.where(block.fits_KO, total, np.inf)
+        total = np.where(block.fits_KO, block.seconds.total_KO, np.inf)
         slowest, speed = np.maximum(slowest, total.max(axis=0)), speed + (1 / total).sum(axis=0)
     quarter = max(1, layers // 4)
     half = Topology.U, Cut(quarter, layers - quarter)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedsplit.devices.units import duration, size
@@ -121,12 +121,18 @@ def _bar(client: ClientPlan, question: Question) -> Bar:
         name=client.client,
         plan=describe(client.topology, client.cut),
         count=1,
-        seconds=asdict(times),
+        seconds=_causes(times),
         bytes={"runtime": memory.runtime, "model": model, "training": memory.total - memory.runtime - model},
         limit_bytes=limit,
         spread_s=(times.total, times.total),
         spread_share=(share, share),
     )
+
+
+def _causes(times: Times) -> dict[str, float]:
+    """Seconds by cause; where micro-batches overlap each keeps its part of the step."""
+    seconds = {cause: float(getattr(times, cause)) for cause in CAUSES}
+    return {cause: value * times.total / sum(seconds.values()) for cause, value in seconds.items()}
 
 
 def _grouped(alone: Sequence[Bar], kinds: Sequence[str]) -> list[Bar]:

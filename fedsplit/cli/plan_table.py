@@ -136,7 +136,11 @@ def _sums(memory: Memory, times: Times) -> Table:
     table.add_column("", size(memory.total), justify="right")
     table.add_column("time of a step", "together")
     table.add_column("", duration(times.total), justify="right")
-    left = [(MEMORY[f.name], size(getattr(memory, f.name))) for f in fields(memory) if getattr(memory, f.name)]
+    left = [
+        (MEMORY[f.name], size(getattr(memory, f.name)))
+        for f in fields(memory)
+        if f.name in MEMORY and getattr(memory, f.name)
+    ]
     right = [(TIME[f.name], duration(getattr(times, f.name))) for f in fields(times) if getattr(times, f.name)]
     for index in range(max(len(left), len(right))):
         table.add_row(*_at(left, index), *_at(right, index))

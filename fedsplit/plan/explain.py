@@ -46,6 +46,7 @@ TIME = {
     "server": "the server computes (its share)",
     "down": "receiving",
     "latency": "messages on their way",
+    "overlap": "less: micro-batches at the same time",
 }
 
 
@@ -81,7 +82,11 @@ def reasons(rivals: Rivals, best: Option, why_not: Sequence[str], question: Ques
         *why_not,
     ]
     if best.work.micro_batches > question.run.train.micro_batches:
-        found.append(f"{best.work.micro_batches} micro-batches of {best.work.rows} rows: fewer would not fit")
+        pieces = f"{best.work.micro_batches} micro-batches of {best.work.rows} rows"
+        gain = f"two at once save {duration(best.times.overlap)}" if best.times.overlap > 0 else "fewer would not fit"
+        found.append(f"{pieces}: {gain}")
+    if best.work.checkpoint:
+        found.append("each layer is computed twice, which changes no result: keeping what is inside would not fit")
     if best.topology is not Topology.LOCAL and question.device.link is None:
         found.append(
             f"the link was not measured: {8 * ASSUMED_LINK.up_bps / 1e6:.0f} Mbit/s and "
@@ -137,6 +142,7 @@ def _times(best: Option) -> str:
         "server": times.server,
         "down": times.down,
         "waiting": times.latency,
+        "less, two at once": times.overlap,
     }
     return ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds > 0)
 

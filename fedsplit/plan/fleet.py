@@ -29,6 +29,8 @@ from fedsplit.plan.timing import ASSUMED_LINK
 
 HALVINGS = 40
 TOLERANCE = 1e-6
+MOST_COMPARED = 1000
+"""Different devices up to which the shares are compared with equal ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,22 @@ def balance(asked: Mapping[str, Question]) -> tuple[dict[str, Question], float]:
     if not owners:
         return dict(asked), 0.0
     found = divided(seconds, owners, asked)
-    return with_shares(asked, owners, found), found.bound_s
+    shared = with_shares(asked, owners, found)
+    # Shares are found for micro-batches one after the other; overlapping ones may be better off with equal ones.
+    if len(owners) <= MOST_COMPARED and _slowest(asked, kinds) < _slowest(shared, kinds):
+        shared = dict(asked)
+    return shared, found.bound_s
+
+
+def _slowest(asked: Mapping[str, Question], kinds: Mapping[bytes, Sequence[list[str]]]) -> float:
+    """The slowest step where everybody takes the fastest plan; clients without one do not count."""
+    slowest = 0.0
+    for members in kinds.values():
+        shelf = Shelf(question=asked[members[0][0]])
+        for _, block in shelf.blocks([asked[names[0]] for names in members]) if shelf.grid.chosen else ():
+            fastest = np.where(block.usable_KO, block.seconds.total_KO, np.inf).min(axis=1)
+            slowest = max(slowest, float(fastest[np.isfinite(fastest)].max(initial=0.0)))
+    return slowest
 
 
 def rows_of(asked: Mapping[str, Question]) -> dict[bytes, list[list[str]]]:
@@ -159,7 +176,7 @@ def _merged(
             continue
         order, starts = groups(shelf.grid)
         waiting = iter(members)
-        for some, block in shelf.blocks([asked[names[0]] for names in members]):
+        for some, block in shelf.blocks([asked[names[0]] for names in members], serial=True):
             fits = np.asarray(block.fits_KO.any(axis=1))
             usable = (np.where(block.fits_KO, one, np.inf)[:, order] for one in seconds_of(shelf.grid, some, block))
             found.append([np.minimum.reduceat(one, starts, axis=1)[fits] for one in usable])
@@ -169,16 +186,18 @@ def _merged(
 
 def unserved(block: Block) -> Floats:
     """Seconds of each candidate without the server's work."""
-    total: Floats = block.device_KO + block.up_KO + block.down_KO + block.latency_KO
+    found = block.seconds
+    total: Floats = found.device_KO + found.up_KO + found.down_KO + found.latency_KO
     return total
 
 
 def seconds_of(grid: Grid, some: Sequence[Question], block: Block) -> tuple[Floats, ...]:
     """Of each candidate: seconds on its own, of the whole server, and on the server's whole link up and down."""
-    server = block.server_KO * np.array([question.share for question in some])[:, None]
-    own, link = block.device_KO + block.latency_KO, server_of(some[0]).link
+    found = block.seconds
+    server = found.server_KO * np.array([question.share for question in some])[:, None]
+    own, link = found.device_KO + found.latency_KO, server_of(some[0]).link
     if link is None:
-        return own + block.up_KO + block.down_KO, server
+        return own + found.up_KO + found.down_KO, server
     up, down = (np.broadcast_to(count, own.shape) for count in grid.bytes_O)
     return own, server, up / link.down_bps, down / link.up_bps
 

@@ -8,7 +8,7 @@ few kinds of data and many devices: a grid serves them all. Shape letters: M num
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -35,17 +35,31 @@ class Segment:
     back_O: Ints
     forward_O: Floats
     backward_O: Floats
+    again_O: Floats
 
-    def seconds(
-        self, work: Work, micro: Ints, flops: Floats | float, bandwidth: Floats | float, overhead: Floats | float
-    ) -> Floats:
-        """``timing.layers_s`` for every cut; the other arguments broadcast against (…, O)."""
+    def at(self, columns: Ints) -> Segment:
+        """One cut an entry."""
+        return Segment(**{field.name: getattr(self, field.name)[columns] for field in fields(self)})
+
+    def passes(
+        self,
+        work: Work,
+        micro: Ints | int,
+        flops: Floats | float,
+        bandwidth: Floats | float,
+        overhead: Floats | float,
+        *,
+        twice: NDArray[np.bool_] | bool = False,
+    ) -> tuple[Floats, Floats]:
+        """``timing.passes`` for every cut; the other arguments broadcast against (…, O)."""
         read = work.layer_bytes / bandwidth * micro
-        fixed = (self.count_O + self.back_O) * micro * overhead
-        there = np.maximum(self.forward_O / flops, self.count_O * read)
-        back: Floats = np.maximum(self.backward_O / flops, self.back_O * read)
-        total: Floats = there + back + fixed
-        return total
+        fixed = micro * overhead
+        there: Floats = np.maximum(self.forward_O / flops, self.count_O * read) + self.count_O * fixed
+        pause, least = self.back_O * fixed, self.back_O * read
+        back: Floats = np.maximum(self.backward_O / flops, least) + pause
+        if np.any(twice):
+            back = back + np.where(twice, np.maximum(self.again_O / flops, least) + pause, 0.0)
+        return there, back
 
 
 def segment(work: Work, start_O: Ints, stop_O: Ints) -> Segment:
@@ -59,7 +73,7 @@ def segment(work: Work, start_O: Ints, stop_O: Ints) -> Segment:
     backward = back * (2 * card.macs + 2 * attention) + 4 * lora
     return Segment(
         start_O=start_O, stop_O=stop_O, lora_O=lora, count_O=count, back_O=back, forward_O=forward * tokens,
-        backward_O=backward * tokens,
+        backward_O=backward * tokens, again_O=(back * (2 * card.macs + attention) + 2 * lora) * tokens,
     )  # fmt: skip
 
 
@@ -144,13 +158,12 @@ class Grid:
         """The same on the server for this client alone."""
         return np.stack([self._server(work, accelerator) for work in self.works])
 
-    def server_s_MO(self, server: DeviceProfile) -> Floats:
-        """Seconds of the undivided server."""
+    def served_MO(self, server: DeviceProfile) -> tuple[Floats, Floats]:
+        """(body there, body back) in seconds of the undivided server; ``v`` has all of it in the first."""
         work, flops = self.works[0], speed(server, self.works[0].dtype)
-        micro = self.micro_M[:, None]
-        found = self.body.seconds(work, micro, flops, server.memory_bandwidth_bps, server.layer_overhead_s)
-        head = np.where(self.is_(Topology.V), head_s(work, server), 0.0)
-        return found + head
+        micro, v = self.micro_M[:, None], self.is_(Topology.V)
+        there, back = self.body.passes(work, micro, flops, server.memory_bandwidth_bps, server.layer_overhead_s)
+        return np.where(v, there + back + head_s(work, server), there), np.where(v, 0.0, back)
 
     def _client(self, work: Work, accelerator: bool) -> Ints:
         card = work.card

@@ -17,7 +17,7 @@ from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.plan.question import Question, server_of
 from fedsplit.plan.timing import ASSUMED_LINK, Times, step_times
 from fedsplit.plan.types import ClientPlan
-from fedsplit.plan.work import work_of
+from fedsplit.plan.work import as_planned, work_of
 
 NEWEST = 0.7
 """Weight of the newest round."""
@@ -69,9 +69,7 @@ class Correction:
 def predicted(question: Question, plan: ClientPlan) -> Times:
     """Seconds of a step of ``plan``, cause by cause, on ``question.device``."""
     section = question.fixed
-    work = replace(
-        work_of(question.card, question.run, question.data, batch=plan.batch), micro_batches=plan.micro_batches
-    )
+    work = as_planned(work_of(question.card, question.run, question.data, batch=plan.batch), plan)
     return step_times(
         work,
         plan.topology,

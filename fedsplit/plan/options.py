@@ -146,27 +146,28 @@ def price(
     limits: Limits | None = None,
     link_share: float = 1.0,
 ) -> Option:
-    """The candidate with the first of ``works`` (fewest micro-batches first) that fits, else with the last one."""
+    """The candidate with the fastest of ``works`` that fits, fewer micro-batches before more, else with the last one.
+
+    Layers are computed twice only where as many micro-batches do not fit otherwise.
+    """
     bounds = limits or Limits(server_bytes=server.budget_bytes)
 
-    def sized(work: Work) -> tuple[Work, Memory, Memory, int, str]:
+    def made(work: Work) -> Option:
         memory = client_memory(work, topology, cut).with_holes(work, device)
         remote = server_memory(work, topology, cut).with_holes(work, server)
-        return work, memory, remote, *_short(memory, remote, topology, device, bounds)
+        short, of = _short(memory, remote, topology, device, bounds)
+        times = step_times(work, topology, cut, device, server, threads=threads, share=share, link_share=link_share)
+        return Option(
+            topology=topology, cut=cut, work=work, memory=memory, server=remote, times=times, short_bytes=short,
+            short_of=of,
+        )  # fmt: skip
 
-    found = sized(works[0])
-    if found[3] and len(works) > 1:
-        # Most cuts that do not fit whole fit in no number of pieces: the smallest pieces tell.
-        found = sized(works[-1])
-        if not found[3]:
-            found = next((other for other in map(sized, works[1:-1]) if not other[3]), found)
-    work, memory, remote, short, of = found
-    times = step_times(work, topology, cut, device, server, threads=threads, share=share, link_share=link_share)
-    option = Option(
-        topology=topology, cut=cut, work=work, memory=memory, server=remote, times=times, short_bytes=short,
-        short_of=of,
-    )  # fmt: skip
-    return dated(option, bounds, reached(device, server, link_share))
+    found = [made(work) for work in works]
+    fitting = [option for option in found if not option.short_bytes] or found[-1:]
+    whole = {one.work.micro_batches for one in fitting if not one.work.checkpoint}
+    usable = [one for one in fitting if not one.work.checkpoint or one.work.micro_batches not in whole]
+    best = min(usable, key=lambda one: (one.times.total, one.work.micro_batches))
+    return dated(best, bounds, reached(device, server, link_share))
 
 
 def dated(option: Option, limits: Limits, link: Link) -> Option:
@@ -178,10 +179,12 @@ def dated(option: Option, limits: Limits, link: Link) -> Option:
     return replace(option, round_s=round_s, late_s=late_s, short_of=option.short_of or (DEADLINE if late_s else ""))
 
 
-def splits(work: Work) -> list[Work]:
-    """The same step in ever smaller micro-batches, from the run file's number upwards. The result never changes."""
+def splits(work: Work, *, checkpoint: bool = False) -> list[Work]:
+    """The same step in ever smaller micro-batches, from the run file's number upwards; with ``checkpoint`` all of these
+    once more, layers computed twice. The result never changes."""
     counts = [m for m in range(1, work.batch + 1) if work.batch % m == 0 and m >= work.micro_batches]
-    return [replace(work, micro_batches=count) for count in counts or [work.batch]]
+    once = [replace(work, micro_batches=count) for count in counts or [work.batch]]
+    return [*once, *(replace(one, checkpoint=True) for one in once if checkpoint)]
 
 
 def _short(

@@ -1,7 +1,8 @@
 """Prices of all candidates for many devices at once: blocks of devices × cuts, the best of each row.
 
 ``options.price`` is the readable definition, for one device and one cut; both give the same choice and the same
-seconds. Shape letters: K devices of a block, M numbers of micro-batches, O cuts.
+seconds. A variant is a number of micro-batches and whether layers are computed twice. Shape letters: K devices of a
+block, V variants, O cuts.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from fedsplit.plan.grid import Floats, Grid, Ints
 from fedsplit.plan.limits import Limits, limits_of
 from fedsplit.plan.memory import Memory, client_memory, factor_bytes, server_memory
 from fedsplit.plan.options import HALF_STEP, SHIFT, Option, dated, ranked
+from fedsplit.plan.pace import Cuts, Pace, Seconds, column, cuts_of, links_of, pace_of, seconds
 from fedsplit.plan.question import Question, server_of, step_of
-from fedsplit.plan.threads import share_of
-from fedsplit.plan.timing import ENDS, Times, embedding_s, head_s, reached, speed
+from fedsplit.plan.timing import Times, reached
 from fedsplit.plan.types import Topology
 
 BLOCK = 64
@@ -31,18 +32,14 @@ BLOCK = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Candidates of some devices: chosen micro-batches (an index into M), bytes, whether they fit in memory and, at
+    """Candidates of some devices: chosen variant (an index into ``works``), bytes, whether they fit in memory and, at
     these shares of the server, in the seconds of a round; seconds by cause."""
 
     micro_KO: Ints
     fits_KO: NDArray[np.bool_]
     on_time_KO: NDArray[np.bool_]
     bytes_KO: Ints
-    device_KO: Floats
-    up_KO: Floats
-    server_KO: Floats
-    down_KO: Floats
-    latency_KO: Floats
+    seconds: Seconds
     rank_KO: Ints
 
     @cached_property
@@ -52,13 +49,34 @@ class Block:
         return both
 
     def times(self, row: int, column: int) -> Times:
+        found, at = self.seconds, (row, column)
         return Times(
-            device=float(self.device_KO[row, column]),
-            up=float(self.up_KO[row, column]),
-            server=float(self.server_KO[row, column]),
-            down=float(self.down_KO[row, column]),
-            latency=float(self.latency_KO[row, column]),
+            device=float(found.device_KO[at]),
+            up=float(found.up_KO[at]),
+            server=float(found.server_KO[at]),
+            down=float(found.down_KO[at]),
+            latency=float(found.latency_KO[at]),
+            overlap=float(found.overlap_KO[at]),
         )
+
+
+class _Best:
+    """The variant with the lowest score so far, of every device and cut."""
+
+    def __init__(self) -> None:
+        self.seconds: Seconds
+        self.variant_KO: Ints
+        self._score_KO: Floats | None = None
+
+    def take(self, found: Seconds, score_KO: Floats, variant_KO: Ints) -> None:
+        """Keep what is better than before; among equals the earlier one stays."""
+        if self._score_KO is None:
+            self.seconds, self.variant_KO, self._score_KO = found, variant_KO, score_KO
+            return
+        better = score_KO < self._score_KO
+        self.seconds = self.seconds.merged(found, better)
+        self.variant_KO = np.where(better, variant_KO, self.variant_KO)
+        self._score_KO = np.minimum(score_KO, self._score_KO)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,74 +131,121 @@ class Shelf:
         return self.grid.server_MO(accelerator=not server_of(self.question).runtime_bytes)
 
     @cached_property
-    def _served(self) -> tuple[Floats, NDArray[np.bool_]]:
-        """(seconds of the whole server, whether it has the memory) of every candidate."""
+    def _served(self) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+        """(seconds of the whole server there and back, whether it has the memory) of every variant and candidate."""
         server, local = server_of(self.question), self.grid.is_(Topology.LOCAL)
         room = self.limits.server_bytes - server.runtime_bytes
         fits = (self.server_bytes_MO <= room) | local
-        return self.grid.server_s_MO(server), fits
+        return *self.grid.served_MO(server), fits
 
-    def blocks(self, questions: Sequence[Question]) -> Iterator[tuple[Sequence[Question], Block]]:
+    def blocks(
+        self, questions: Sequence[Question], *, serial: bool = False
+    ) -> Iterator[tuple[Sequence[Question], Block]]:
         """The questions in their order, ``BLOCK`` at a time, with their prices."""
         for start in range(0, len(questions), BLOCK):
             some = questions[start : start + BLOCK]
-            yield some, self.block(some)
+            yield some, self.block(some, serial=serial)
 
-    def block(self, questions: Sequence[Question], index: int | None = None) -> Block:
-        """Prices for the devices of ``questions``; there is at least one candidate. ``index``: of the micro-batches."""
-        micro, fits, taken = self._sized(questions, index)
-        grid, work, columns = self.grid, self.grid.works[0], np.arange(len(self.grid.chosen))
-        devices, count = [question.device for question in questions], grid.micro_M[micro]
-        flops = _column([speed(device, work.dtype) for device in devices])
-        bandwidth = _column([device.memory_bandwidth_bps for device in devices])
-        overhead = _column([device.layer_overhead_s for device in devices])
-        mine = grid.front.seconds(work, count, flops, bandwidth, overhead)
-        mine = mine + grid.tail.seconds(work, count, flops, bandwidth, overhead)
-        mine = mine + _column([embedding_s(work, device) for device in devices])
-        mine = mine + ENDS * count * overhead
-        head = _column([head_s(work, device) for device in devices])
-        mine = mine + np.where(grid.is_(Topology.V), 0.0, head)
-        mine = mine / _column([_slower(question, work.dtype) for question in questions])
-        links, (up, down) = [reached(one.device, server_of(one), one.link_share) for one in questions], grid.bytes_O
-        messages = np.where(grid.is_(Topology.LOCAL), 0, grid.crossings_O * count + 2)
-        ups, downs = up / _column([link.up_bps for link in links]), down / _column([link.down_bps for link in links])
-        server = self._served[0][micro, columns] / _column([question.share for question in questions])
-        latency = messages * _column([link.latency_s for link in links])
-        total = mine + ups + server + downs + latency
+    def block(self, questions: Sequence[Question], index: int | None = None, *, serial: bool = False) -> Block:
+        """Prices for the devices of ``questions``; there is at least one candidate. ``index``: of one variant alone;
+        ``serial``: of the first variant that fits, its micro-batches one after the other."""
+        variant_KO, fits_KO, fits_VKO = self._sized(questions, index)
+        pace, cuts, columns = pace_of(questions, self.grid.works[0]), self._cuts, np.arange(len(self.grid.chosen))
+        there, back, _ = self._served
+        served = there[variant_KO, columns], back[variant_KO, columns]
+        micro_KO = self.grid.micro_M[variant_KO]
+        found = seconds(pace.legs(cuts, micro_KO, self._twice_V[variant_KO], served), cuts, micro_KO, serial=serial)
+        if not serial and len(self._counts) > 1:
+            self._refine(pace, found, variant_KO, fits_VKO)
+        return self._block(questions, found, variant_KO, fits_KO)
+
+    def _refine(self, pace: Pace, found: Seconds, variant_KO: Ints, fits_VKO: NDArray[np.bool_]) -> None:
+        """Put the fastest variant in the place of the first that fits, at every cut that may then be the fastest."""
+        least_KO, fits_KO = pace.least(self._cuts, found, self._least_served), fits_VKO.any(axis=0)
+        best_K = np.where(fits_KO, found.total_KO, np.inf).min(axis=1, initial=np.inf, keepdims=True)
+        rows, columns = np.nonzero(fits_KO & (least_KO <= best_K))
+        at = rows.astype(np.int64), columns.astype(np.int64)
+        if not at[0].size:
+            return
+        best = _Best()
+        some, cuts, fits_VN = pace.at(at[0]), self._cuts.at(at[1]), fits_VKO[:, at[0], at[1]]
+        for micro, indices in self._counts:
+            here_N = fits_VN[indices].any(axis=0)
+            if not here_N.any():
+                continue
+            # A forward more is never faster: layers are computed twice only where that alone fits.
+            index_N = np.where(fits_VN[indices[0]], indices[0], indices[-1])
+            served = self._served[0][indices[0], at[1]], self._served[1][indices[0], at[1]]
+            made = seconds(some.legs(cuts, micro, self._twice_V[index_N], served), cuts, micro)
+            best.take(made, np.where(here_N, made.total_KO, np.inf), index_N)
+        found.put(at, best.seconds)
+        variant_KO[at] = best.variant_KO
+
+    @cached_property
+    def _cuts(self) -> Cuts:
+        return cuts_of(self.grid)
+
+    @cached_property
+    def _twice_V(self) -> NDArray[np.bool_]:
+        return np.array([work.checkpoint for work in self.grid.works])
+
+    @cached_property
+    def _least_served(self) -> tuple[Floats, Floats]:
+        """The server's seconds of the fewest micro-batches (O)."""
+        fewest = int(self.grid.micro_M.argmin())
+        return self._served[0][fewest], self._served[1][fewest]
+
+    def _block(
+        self, questions: Sequence[Question], found: Seconds, variant_KO: Ints, fits_KO: NDArray[np.bool_]
+    ) -> Block:
+        columns = np.arange(len(self.grid.chosen))
+        held = [self._held[not question.device.runtime_bytes] for question in questions]
+        taken = [
+            held_VO[variant_O, columns] + question.device.runtime_bytes
+            for held_VO, variant_O, question in zip(held, variant_KO, questions, strict=True)
+        ]
         return Block(
-            micro_KO=micro, fits_KO=fits, on_time_KO=self._on_time(total, links), bytes_KO=taken, device_KO=mine,
-            up_KO=ups, server_KO=server, down_KO=downs, latency_KO=latency,
-            rank_KO=(np.ascontiguousarray(total).view(np.int64) + HALF_STEP) >> SHIFT,
+            micro_KO=variant_KO, fits_KO=fits_KO, on_time_KO=self._on_time(found.total_KO, links_of(questions)),
+            bytes_KO=np.stack(taken), seconds=found,
+            rank_KO=(np.ascontiguousarray(found.total_KO).view(np.int64) + HALF_STEP) >> SHIFT,
         )  # fmt: skip
+
+    @cached_property
+    def _counts(self) -> list[tuple[int, list[int]]]:
+        """(micro-batches, the variants of so many: what they keep, everything first) upwards."""
+        found: dict[int, list[int]] = {}
+        for index, work in enumerate(self.grid.works):
+            found.setdefault(work.micro_batches, []).append(index)
+        return sorted(found.items())
 
     def _on_time(self, total_KO: Floats, links: Sequence[Link]) -> NDArray[np.bool_]:
         """Whether a round takes no longer than it may (``Limits.planned_s``)."""
         if not self.limits.dated:
             return np.broadcast_to(np.True_, total_KO.shape)
         up, down = self._factors
-        moving = up / _column([link.up_bps for link in links]) + down / _column([link.down_bps for link in links])
+        moving = up / column([link.up_bps for link in links]) + down / column([link.down_bps for link in links])
         on_time: NDArray[np.bool_] = self.limits.steps * total_KO + moving <= self.limits.round_s
         return on_time
 
-    def _sized(self, questions: Sequence[Question], index: int | None) -> tuple[Ints, NDArray[np.bool_], Ints]:
-        """(fewest micro-batches that fit, else the most; whether they fit; bytes on the device)."""
-        micro, fits, taken = [], [], []
-        columns, last = np.arange(len(self.grid.chosen)), len(self.grid.works) - 1
-        for question in questions:
+    def _sized(
+        self, questions: Sequence[Question], only: int | None
+    ) -> tuple[Ints, NDArray[np.bool_], NDArray[np.bool_]]:
+        """(first variant that fits, else the last one; whether any fits; which fit: variants × devices × cuts)."""
+        fits_VKO = np.empty((len(self.grid.works), len(questions), len(self.grid.chosen)), dtype=bool)
+        for row, question in enumerate(questions):
             device = question.device
-            held_MO = self._held[not device.runtime_bytes]
-            fit_MO = (held_MO <= device.budget_bytes - device.runtime_bytes) & self._served[1]
-            if index is not None:
-                fit_MO &= (np.arange(last + 1) == index)[:, None]
+            room = device.budget_bytes - device.runtime_bytes
+            np.less_equal(self._held[not device.runtime_bytes], room, out=fits_VKO[:, row])
+        fits_VKO &= self._served[2][:, None]
+        if only is not None:
+            fits_VKO[np.arange(len(fits_VKO)) != only] = False
+        for row, question in enumerate(questions):
             if question.pick is not None:
-                column, pieces = question.pick
-                fit_MO[:, column] &= np.arange(last + 1) == pieces
-            any_O = fit_MO.any(axis=0)
-            pick_O = np.where(any_O, fit_MO.argmax(axis=0), last)
-            micro.append(pick_O)
-            fits.append(any_O)
-            taken.append(held_MO[pick_O, columns] + device.runtime_bytes)
-        return np.stack(micro), np.stack(fits), np.stack(taken)
+                column, variant = question.pick
+                fits_VKO[np.arange(len(fits_VKO)) != variant, row, column] = False
+        fits_KO: NDArray[np.bool_] = np.asarray(fits_VKO.any(axis=0))
+        first_KO = np.where(fits_KO, fits_VKO.argmax(axis=0), len(fits_VKO) - 1)
+        return first_KO, fits_KO, fits_VKO
 
     def best(self, block: Block, row: int) -> int:
         """The fastest candidate that fits, the one that shows the operator least among equals; -1: none fits."""
@@ -230,14 +295,6 @@ class Shelf:
 
 
 _NEVER = np.iinfo(np.int64).max
-
-
-def _column(values: Sequence[float]) -> Floats:
-    return np.array(values, dtype=np.float64)[:, None]
-
-
-def _slower(question: Question, dtype: str) -> float:
-    return share_of(question.device, dtype, question.fixed.threads if question.fixed else 0)
 
 
 def anything_fits(question: Question) -> bool:

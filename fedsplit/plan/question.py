@@ -48,6 +48,8 @@ class Question:
     """(candidate, number of micro-batches) by index into the shelf, chosen for the fleet's sake; None: the fastest."""
     agreed: Shown | None = None
     """The most that the device's owner agreed to show; None: whatever the policy allows."""
+    pieces: int = 0
+    """Micro-batches that a running client keeps; 0: as many as are best."""
 
 
 def questions(
@@ -59,6 +61,7 @@ def questions(
     data: Mapping[str, DataLike] | None = None,
     allowed: Collection[Topology] | None = None,
     agreed: Mapping[str, Shown] | None = None,
+    pieces: Mapping[str, int] | None = None,
 ) -> dict[str, Question]:
     """One question a client, in name order. Each gets an equal share of the server and of its link."""
     fixed = {section.name: section for section in run.clients}
@@ -76,6 +79,7 @@ def questions(
             share=1 / sharing,
             link_share=1 / sharing,
             agreed=(agreed or {}).get(name),
+            pieces=(pieces or {}).get(name, 0),
         )
         for name in sorted(devices)
     }
@@ -93,7 +97,9 @@ def step_of(question: Question) -> tuple[list[tuple[Topology, Cut]], list[Work],
     if (agreed := question.agreed) is not None:
         chosen = [one for one in chosen if within(shown(*one, question.card.num_layers), agreed)]
         why_not = [*why_not, *([] if chosen else ["every other plan shows the operator more than the owner agreed to"])]
-    return chosen, splits(work_of(question.card, run, question.data, batch=fixed.batch if fixed else 0)), why_not
+    work = work_of(question.card, run, question.data, batch=fixed.batch if fixed else 0)
+    works = splits(work, checkpoint=run.plan.checkpoint)
+    return chosen, [one for one in works if question.pieces in (0, one.micro_batches)] or works, why_not
 
 
 def options_of(question: Question) -> tuple[list[Option], list[str]]:
@@ -123,6 +129,6 @@ def alike(question: Question) -> tuple[bytes, bytes]:
     counts = (question.data.tokens_mean, question.data.tokens_max) if question.data else None
     fixed = question.fixed
     section = (fixed.topology, fixed.cut, fixed.batch, fixed.threads) if fixed else None
-    return msgspec.json.encode((counts, section, question.agreed)), msgspec.json.encode(
+    return msgspec.json.encode((counts, section, question.agreed, question.pieces)), msgspec.json.encode(
         (question.device, question.pick)
     )

@@ -63,7 +63,7 @@ def replan(
     """``run``: with a section for each device that something is fixed for, insisted topologies included. ``shaped``:
     what the run's method makes of a plan."""
 
-    def ask(free: Set[str]) -> Plan:
+    def ask(free: Set[str], *, pieces: bool = True) -> Plan:
         found = solve(
             card,
             {name: one.profile for name, one in fleet.items()},
@@ -72,6 +72,7 @@ def replan(
             round=round,
             data={name: one.data for name, one in fleet.items() if one.data is not None},
             agreed={name: shown_by(one.agreed) for name, one in fleet.items()},
+            pieces={name: one.plan.micro_batches for name, one in fleet.items() if pieces},
         )
         return structs.replace(found, clients=tuple(map(shaped, found.clients)))
 
@@ -80,8 +81,8 @@ def replan(
     try:
         now = ask(frozenset())
         broken = _short(now, fleet)
-    except PlanError as error:
-        broken = str(error)
+    except PlanError:
+        broken = _why(ask, fleet)
     before_s = slowest(now) if now is not None and not broken else math.inf
     best = _best(ask, fleet, free)
     if best is None or slowest(best) >= (1 - GAIN) * before_s:
@@ -108,7 +109,7 @@ def slowest(plan: Plan) -> float:
     return max(_step_s(one) for one in plan.clients)
 
 
-def _best(ask: Callable[[Set[str]], Plan], fleet: Mapping[str, Standing], free: Set[str]) -> Plan | None:
+def _best(ask: Callable[..., Plan], fleet: Mapping[str, Standing], free: Set[str]) -> Plan | None:
     """The best plan in which only ``free`` devices move, none to another work; None: there is none."""
     while free:
         try:
@@ -121,6 +122,14 @@ def _best(ask: Callable[[Set[str]], Plan], fleet: Mapping[str, Standing], free: 
             return plan
         free = free - wrong
     return None
+
+
+def _why(ask: Callable[..., Plan], fleet: Mapping[str, Standing]) -> str:
+    """Which rule the plans as they are break."""
+    try:
+        return _short(ask(frozenset(), pieces=False), fleet)
+    except PlanError as error:
+        return str(error)
 
 
 def _short(now: Plan, fleet: Mapping[str, Standing]) -> str:

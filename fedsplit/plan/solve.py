@@ -50,16 +50,17 @@ def solve(
     data: Mapping[str, DataLike] | None = None,
     allowed: Collection[Topology] | None = None,
     agreed: Mapping[str, Shown] | None = None,
+    pieces: Mapping[str, int] | None = None,
 ) -> Plan:
     """Plan all ``devices`` (client name → profile) for one round.
 
     ``data``: counts of each client's tokens; absent: rows of ``model.max_length``. ``allowed``: topologies that the
-    method or the device's owner admits; None: all. ``agreed``: the most that each owner agreed to show. Values that
-    ``run.clients`` fixes for a name are kept.
+    method or the device's owner admits; None: all. ``agreed``: the most that each owner agreed to show.
+    ``pieces``: micro-batches that a client keeps. Values that ``run.clients`` fixes for a name are kept.
     Raises PlanError where nothing fits (constraint, nearest plan, smallest change), or for an empty fleet;
     ConfigError for LoRA targets the model does not have.
     """
-    asked = questions(card, devices, run, server=server, data=data, allowed=allowed, agreed=agreed)
+    asked = questions(card, devices, run, server=server, data=data, allowed=allowed, agreed=agreed, pieces=pieces)
     return planned(asked, round=round)[0]
 
 
@@ -180,7 +181,7 @@ def _plan(
     )
     return ClientPlan(
         client=name, topology=best.topology, cut=best.cut, layers=facts.layers, batch=work.batch,
-        micro_batches=work.micro_batches, dtype=work.dtype, estimate=estimate,
+        micro_batches=work.micro_batches, checkpoint=work.checkpoint, dtype=work.dtype, estimate=estimate,
         binding=binding(rivals, best, question.fixed), reasons=reasons(rivals, best, why_not, question),
         exposure=facts.exposure,
     )  # fmt: skip
@@ -253,7 +254,11 @@ def _notes(plans: Sequence[ClientPlan], server: DeviceProfile | None, bound_s: f
         notes = ["the server's profile is not known: 200 GFLOP/s and enough memory were assumed"]
     if bound_s:
         slowest = max(plan.estimate.step_s for plan in plans if plan.estimate)
-        over = max(0.0, slowest / bound_s - 1)
         what = "the server and its link" if server and server.link else "the server"
-        notes.append(f"slowest step {duration(slowest)}: at most {over:.1%} above the best way to share {what}")
+        if any(plan.topology is not Topology.LOCAL and plan.micro_batches > 1 for plan in plans):
+            what += " without overlapping micro-batches"
+        side = (
+            f"at most {slowest / bound_s - 1:.1%} above" if slowest >= bound_s else f"{1 - slowest / bound_s:.1%} below"
+        )
+        notes.append(f"slowest step {duration(slowest)}: {side} the best way to share {what}")
     return tuple(notes)

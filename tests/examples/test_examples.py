@@ -42,7 +42,7 @@ def test_a_fleet_is_planned_and_says_why(capsys: pytest.CaptureFixture[str]) -> 
     refused, planned, slow = re.split(r"^\d\. .*$", printed("02_plan_a_fleet.py", capsys), flags=re.MULTILINE)[1:]
     assert "no plan for zero-hallway fits (binding: memory of the device)" in refused
     for device in ("laptop", "phone", "pi-desk", "pi-kitchen"):
-        assert f"{device}: topology u, layers 1 to 15 on the server" in planned
+        assert re.search(rf"{device}: topology u, layers 1 to \d+ on the server", planned)
     assert planned.count("the fastest of") == 4
     seconds = re.search(r"pi-kitchen: ([\d.]+) s a step becomes ([\d.]+) s", slow)
     assert seconds

@@ -10,7 +10,7 @@ from families import config_of
 from msgspec import structs
 from test_grid import device
 
-from fedsplit.config.run import ClientSection, ModelSection, PolicySection, RoundsSection, RunFile
+from fedsplit.config.run import ClientSection, ModelSection, PolicySection, RoundsSection, RunFile, TrainSection
 from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.plan.card import card
 from fedsplit.plan.consent import objection, shown, shown_by, within
@@ -23,7 +23,12 @@ from fedsplit.plan.types import ClientPlan, Cut, Plan, Topology
 LAYERS = 12
 LLAMA = card(config_of("llama", num_hidden_layers=LAYERS, vocab_size=4001), "causal-lm")
 SPLIT = tuple(ClientSection(name=name, topology="u") for name in "ab")
-RUN = RunFile(model=ModelSection(path="x", max_length=64), rounds=RoundsSection(clients=2), clients=SPLIT)
+RUN = RunFile(
+    model=ModelSection(path="x", max_length=512),
+    train=TrainSection(batch=1),
+    rounds=RoundsSection(clients=2),
+    clients=SPLIT,
+)
 SERVER = device(4000, 4e11, 1e8, link=None)
 FAST = device(4000, 2e11, 1e9)
 FLEET = {"a": FAST, "b": FAST}
@@ -141,7 +146,7 @@ def test_objections_say_what() -> None:
     assert objection(shallow, shallow, now) == ""
     assert "the labels" in objection(now, now, structs.replace(now, topology=Topology.V))
     assert "the input" in objection(now, now, structs.replace(now, topology=Topology.W, cut=Cut(0, 12)))
-    for change in ({"batch": 1}, {"micro_batches": 3}, {"layers": now.layers[1:]}, {"wire_up": "int8"}):
+    for change in ({"batch": 2}, {"micro_batches": 3}, {"layers": now.layers[1:]}, {"wire_up": "int8"}):
         assert "something else" in objection(now, now, structs.replace(now, **change))
 
 
