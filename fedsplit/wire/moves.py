@@ -86,8 +86,8 @@ MOVES: dict[tuple[State, str], State] = {
     # A new plan for a client that is in already.
     (_S.READY, "welcome"): _S.READY,
     (_S.READY, "accept"): _S.READY,
-    # A welcome that was repeated is answered again, perhaps after the round began: it says nothing new.
-    (_S.ROUND, "accept"): _S.ROUND,
+    # A hello said twice is welcomed twice, and each welcome is answered: the second answer may cross the start.
+    **{(state, "accept"): state for state in (_S.ROUND, _S.UPDATED, _S.FINISHED)},
     **{(state, "start"): _S.ROUND for state in _JOINED},
     # In a round, Evaluate and Finish mean that the round was closed without this client.
     **{(state, "evaluate"): _S.READY for state in _JOINED},
