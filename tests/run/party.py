@@ -145,6 +145,9 @@ class Party:
         self.host: Host
         self.keeper: Keeper
         self.rows = dict(data)
+        self.device: DeviceProfile = LAPTOP
+        self.machine: DeviceProfile | None = None
+        """The server's profile."""
         self.replanner: Replanner | None = None
         self.planner: Planner | None = None
         self.slow: dict[str, float] = {}
@@ -203,6 +206,7 @@ class Party:
             files=Assets(self.base, run.model, self.folder / "segments"),
             era=self._starts << 20,
             replanner=self.replanner,
+            server=self.machine,
             planner=self.planner,
         )
         end = self.world.server(self.server_faults.server(self.link.gateway))
@@ -242,7 +246,7 @@ class Party:
         recorder = self.ends[name] = Recorder(end, self.tamper.get(name, honest))
         orderly, clock, emit = OrderlyEnd(recorder, name, self.events.append), self.world.clock, self.events.append
         topology = self._topologies.get(name, "")
-        session = Session(orderly, JoinLink("memory", 1), name, LAPTOP, topology, emit, clock=clock)
+        session = Session(orderly, JoinLink("memory", 1), name, self.device, topology, emit, clock=clock)
         offer = session.hello()
         feed = Feed.open(self._data[name], as_planned(offer), self.base, name)
         if name in self.slow:
