@@ -13,6 +13,7 @@ from rich.text import Text
 from fedsplit.cli.plan_layers import cut_down, layers_table
 from fedsplit.devices.units import duration, rate, size, speed
 from fedsplit.plan.explain import MEMORY, TIME, lack
+from fedsplit.plan.frontier import every_option, frontier, shown
 from fedsplit.plan.memory import Memory
 from fedsplit.plan.options import Option, describe
 from fedsplit.plan.question import ASSUMED_SERVER, Question, options_of, priced
@@ -124,6 +125,20 @@ def print_explanation(client: ClientPlan, question: Question, console: Console |
         console.print(Text(f"· {reason}"), soft_wrap=True)
     console.print(Text(client.exposure, style="italic"), soft_wrap=True)
     console.print(_candidates(question, option, whole=not cut_down(client, question)))
+    console.print(_frontier(question, option))
+
+
+def _frontier(question: Question, chosen: Option) -> Table:
+    found = frontier(list(every_option(question)))
+    title = f"memory against time: {len(found)} plans that no other beats in both"
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", title=title, title_justify="left")
+    for header in ("memory", "a step", "plan", "micro-batches", "layers", ""):
+        table.add_column(header, justify="right" if header in ("memory", "a step", "micro-batches") else "left")
+    for option in shown(found, chosen):
+        note = "chosen" if option == chosen else "" if option.fits else lack(option)
+        pieces = str(option.work.micro_batches), "twice" if option.work.checkpoint else "once"
+        table.add_row(size(option.memory.total), duration(option.times.total), option.name, *pieces, note)
+    return table
 
 
 def _link_share(question: Question) -> str:

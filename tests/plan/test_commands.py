@@ -93,6 +93,7 @@ def test_explaining_shows_the_arithmetic(run_file: Path) -> None:
         "candidates",
         "chosen",
         "3 GFLOP/s",
+        "memory against time",
     ):
         assert word in shown
     wrong = fedsplit("plan", str(run_file), "--explain", "zer")
