@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fedsplit.devices.units import duration, size
 from fedsplit.plan.changes import helping, nearest, room_for
 from fedsplit.plan.explain import MEMORY
 from fedsplit.plan.limits import DEADLINE, SERVER, SERVER_RULE, Limits
 from fedsplit.plan.options import Option
-from fedsplit.plan.question import Question, server_of
+from fedsplit.plan.question import Question, options_of, server_of
+
+MOST_SAID = 3
+"""Clients without a plan of which each is explained; the others are counted."""
+
+
+def without_plan(kinds: Mapping[str, Question], lost: Sequence[str], clients: int) -> str:
+    """The message of the PlanError: ``lost`` of all ``clients`` have no plan, ``kinds`` of them are unlike."""
+    said = list(kinds.items())[:MOST_SAID]
+    messages = [nothing_fits(name, question, *options_of(question)) for name, question in said]
+    if len(lost) == 1:
+        return messages[0]
+    others = f"\n  and {len(lost) - len(said)} more" if len(lost) > len(said) else ""
+    return f"{len(lost)} of {clients} clients have no plan:" + "".join(f"\n  {text}" for text in messages) + others
 
 
 def nothing_fits(name: str, question: Question, options: Sequence[Option], why_not: Sequence[str]) -> str:
-    """The message of the PlanError."""
+    """Why one client has no plan."""
     ways = helping(question, options)
     if not options:
         rules = "; ".join(why_not) or "the run file fixes a cut that this model does not have"

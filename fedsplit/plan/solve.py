@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import msgspec
 
@@ -30,8 +31,8 @@ from fedsplit.plan.memory import disk_bytes, factor_bytes, served, server_total
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.options import Option
 from fedsplit.plan.prices import Shelf
-from fedsplit.plan.question import Question, alike, options_of, questions, server_of
-from fedsplit.plan.refuse import crowded, nothing_fits
+from fedsplit.plan.question import Question, alike, questions, server_of
+from fedsplit.plan.refuse import crowded, without_plan
 from fedsplit.plan.slack import balance_note, with_slack
 from fedsplit.plan.timing import traffic
 from fedsplit.plan.together import together
@@ -101,16 +102,20 @@ def _plans(asked: Mapping[str, Question]) -> list[ClientPlan]:
     answers: dict[tuple[bytes, bytes], ClientPlan] = {}
     for kind, members in groups.items():
         names = list(members.values())
-        first = names[0]
-        shelf = Shelf(question=asked[first])
-        if not shelf.grid.chosen:
-            raise PlanError(nothing_fits(first, asked[first], [], shelf.why_not))
-        made = _answers(shelf, names, [asked[name] for name in names])
-        answers.update(((kind, device), plan) for device, plan in zip(members, made, strict=True))
+        shelf = Shelf(question=asked[names[0]])
+        made = (
+            _answers(shelf, names, [asked[name] for name in names]) if shelf.grid.chosen else repeat(None, len(names))
+        )
+        answers.update(((kind, device), plan) for device, plan in zip(members, made, strict=True) if plan)
+    lost = [name for name, key in keys.items() if key not in answers]
+    if lost:
+        alone = [name for name in lost if groups[keys[name][0]][keys[name][1]] == name]
+        raise PlanError(without_plan({name: asked[name] for name in alone}, lost, len(asked)))
     return [msgspec.structs.replace(answers[keys[name]], client=name) for name in asked]
 
 
-def _answers(shelf: Shelf, names: Sequence[str], asked: Sequence[Question]) -> Iterator[ClientPlan]:
+def _answers(shelf: Shelf, names: Sequence[str], asked: Sequence[Question]) -> Iterator[ClientPlan | None]:
+    """One plan a question, in their order; None where nothing fits."""
     facts: dict[int, Facts] = {}
     fitter = Fitter(asked[0]) if asked[0].run.plan.layers == "fit" else None
     waiting = iter(names)
@@ -130,11 +135,11 @@ def _answers(shelf: Shelf, names: Sequence[str], asked: Sequence[Question]) -> I
 
 def _cut_down(
     name: str, question: Question, fitter: Fitter | None, rivals: Rivals, why_not: Sequence[str]
-) -> ClientPlan:
-    """A plan that trains less than all layers at the run's rank. Raises PlanError where there is none, or no leave."""
+) -> ClientPlan | None:
+    """A plan that trains less than all layers at the run's rank; None where there is none, or no leave."""
     found = fitter.best(question) if fitter else None
     if found is None:
-        raise PlanError(nothing_fits(name, question, *options_of(question)))
+        return None
     plan = _plan(name, question, found.option, rivals, why_not, _facts(question, found.option))
     return msgspec.structs.replace(plan, reasons=(*gave_up(plan, found, rivals, question), *plan.reasons[2:]))
 

@@ -221,6 +221,17 @@ def test_whatever_is_proposed_helps(
         assert one(changed, run_after, server=SERVER), way
 
 
+def test_all_clients_without_a_plan_are_named_at_once() -> None:
+    run = run_file({"topologies": ["local"]})
+    fleet = {"a": device(3), "b": device(500), "c": device(4, up=1e4), "d": device(4, up=1e4)}
+    with pytest.raises(PlanError) as caught:
+        solve(CARD, fleet, run)
+    head, *lines = str(caught.value).splitlines()
+    assert head == "3 of 4 clients have no plan:"
+    assert [re.findall(r"no plan for (\w)", line) for line in lines] == [["a"], ["c"], []]
+    assert lines[-1].strip() == "and 1 more"
+
+
 def test_a_late_round_is_explained() -> None:
     text = refused(device(flops=1e9), run_file({"round_s": 2.5}))
     assert "binding: deadline of the round" in text
