@@ -66,18 +66,19 @@ def test_the_numbers_of_threads_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Engine(True, "cpu").counts == (1, 2, 3)
 
 
-def test_what_others_disturb_does_not_count() -> None:
+def test_what_others_disturb_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of three repetitions are held up; the fastest quarter is not."""
-    calls = 0
+    now, calls = 0.0, 0
 
     def work() -> None:
-        nonlocal calls
+        nonlocal now, calls
         calls += 1
-        time.sleep(0.03 if calls % 3 else 0.002)
+        now += 0.03 if calls % 3 else 0.002
 
+    monkeypatch.setattr("fedsplit.probe.repeat.time.perf_counter", lambda: now)
     taken = repeated(work, 0.5)
-    assert 0.002 <= taken.seconds < 0.02
-    assert taken.slowdown > 1.5
+    assert taken.seconds == pytest.approx(0.002)
+    assert taken.slowdown == pytest.approx(15)
 
 
 def test_the_fewest_threads_that_are_as_fast() -> None:

@@ -123,12 +123,12 @@ def test_a_fast_link_costs_at_most_eight_mebibytes_each_way(server: Server, dial
 
 
 def test_devices_measure_one_after_the_other(server: Server, dial: Dial, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsplit_server.probes.IDLE_S", 0.3)
     first, second = Gauge(dial(server.link), server.link), Gauge(dial(server.link), server.link)
     first.begin()
     with pytest.raises(Turn):
         second(1, 1)
     first(1, 1)
+    monkeypatch.setattr("fedsplit_server.probes.IDLE_S", 0.3)
     # It asks again until the first one is silent; then the first one has had its turn.
     second.begin()
     with pytest.raises(Refused, match="has had its turn"):
