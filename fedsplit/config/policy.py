@@ -58,17 +58,17 @@ def _ranks(run: RunFile) -> Iterator[Problem]:
     lowest, rank, ranks = run.policy.min_rank, run.lora.rank, run.plan.ranks
     if lowest > rank >= 1:
         yield Problem("policy.min_rank", str(lowest), f"at most lora.rank = {rank}", "lower it or raise lora.rank")
-    if ranks and run.plan.layers == "all":
-        fix = "set it: smaller ranks are for devices that not everything fits; or remove plan.ranks"
-        yield Problem("plan.layers", '"all"', '"fit" with plan.ranks', fix)
+    if any(1 <= other < rank for other in ranks) and run.plan.layers == "all":
+        fix = "set it: smaller ranks are for devices that not everything fits; or remove them"
+        yield Problem("plan.layers", '"all"', '"fit" with plan.ranks below lora.rank', fix)
     for i, other in enumerate(ranks):
         path = f"plan.ranks[{i}]"
         if other < 1:
             yield Problem(path, str(other), "at least 1")
         elif other in ranks[:i]:
             yield Problem(path, str(other), "every rank once", "remove the repetition")
-        elif other >= rank >= 1:
-            yield Problem(path, str(other), f"less than lora.rank = {rank}", "raise lora.rank, or remove it")
+        elif other == rank:
+            yield Problem(path, str(other), "another rank than lora.rank", "remove it")
         elif other < lowest:
             yield Problem(path, str(other), f"at least policy.min_rank = {lowest}", "raise it or lower policy.min_rank")
 

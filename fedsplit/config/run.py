@@ -169,7 +169,7 @@ class PlanSection(Section, frozen=True, kw_only=True):
     layers: Literal["all", "fit"] = "all"
     """``fit``: a device that is short of memory or time trains the most valuable layers it can, not all of them."""
     ranks: tuple[int, ...] = ()
-    """Ranks below ``lora.rank`` that ``fit`` may give a layer; empty: none."""
+    """Smaller ranks, that ``fit`` may give a layer; larger ones are named where a device has time for them."""
     checkpoint: bool = True
     """Activations may be computed twice to save memory; the result stays the same."""
     replan: bool = True

@@ -26,5 +26,5 @@ def method_of(run: RunFile) -> Method | Phases:
 
 
 def mixes_ranks(run: RunFile) -> bool:
-    """Whether devices of one run may be given different ranks."""
-    return any(rank != run.lora.rank for rank in run.plan.ranks)
+    """Whether devices of one run may be given different ranks; larger ones than the run's are only named."""
+    return any(rank < run.lora.rank for rank in run.plan.ranks)

@@ -27,7 +27,7 @@ def test_permissions_are_needed_wherever_a_topology_is_named() -> None:
         max_server_bytes = -1
         round_s = 700.0
         [plan]
-        ranks = [16, 0, 2, 2, 1]
+        ranks = [8, 0, 2, 2, 1, 32]
         [[clients]]
         name = "pi"
         topology = "local"
@@ -53,8 +53,8 @@ def test_permissions_are_needed_wherever_a_topology_is_named() -> None:
     assert "policy.exposes_tokens = true" in found["policy.topologies[1]"].expected
     assert "lora.rank = 8" in found["policy.min_rank"].expected
     assert "rounds.deadline_s = 600" in found["policy.round_s"].expected
-    assert found["plan.layers"].expected == '"fit" with plan.ranks'
-    assert found["plan.ranks[0]"].expected == "less than lora.rank = 8"
+    assert found["plan.layers"].expected == '"fit" with plan.ranks below lora.rank'
+    assert found["plan.ranks[0]"].expected == "another rank than lora.rank"
     assert found["plan.ranks[1]"].expected == "at least 1"
     assert found["plan.ranks[3]"].expected == "every rank once"
     assert found["plan.ranks[4]"].expected == "at least policy.min_rank = 9"
@@ -105,4 +105,5 @@ def test_a_policy_that_holds_together_is_read() -> None:
     run = loads(MODEL + text)
     assert run.policy.topologies == ("u", "v")
     assert run.plan.ranks == (4, 6)
+    assert loads(MODEL + "[plan]\nranks = [16]\n").plan.layers == "all"
     assert loads(dumps(run)) == run
