@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -15,6 +15,7 @@ from fedsplit.config.run import (
     ClientSection,
     LoraSection,
     ModelSection,
+    PlanSection,
     PolicySection,
     RoundsSection,
     RunFile,
@@ -68,10 +69,10 @@ POLICIES = st.builds(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(DEVICES, min_size=1, max_size=3), POLICIES)
-def test_promises(devices: list[DeviceProfile], policy: PolicySection) -> None:
+@given(st.lists(DEVICES, min_size=1, max_size=3), POLICIES, st.sampled_from(["all", "fit"]))
+def test_promises(devices: list[DeviceProfile], policy: PolicySection, layers: Literal["all", "fit"]) -> None:
     fleet = {f"c{index}": profile for index, profile in enumerate(devices)}
-    run = run_file(policy)
+    run = run_file(policy, plan=PlanSection(layers=layers, ranks=(2,)))
     try:
         plan = solve(CARD, fleet, run)
     except PlanError:
@@ -84,6 +85,9 @@ def test_promises(devices: list[DeviceProfile], policy: PolicySection) -> None:
         assert places(client) == ["client"] * len(client.layers) or not obeys_nothing(client, policy)
         assert client.batch == 8
         assert 8 % client.micro_batches == 0
+        assert all(layer.trains and layer.rank == 8 for layer in client.layers if layer.place == "server")
+        assert any(layer.trains for layer in client.layers)
+        assert layers == "fit" or all(layer.trains and layer.rank == 8 for layer in client.layers)
         assert client.reasons
         assert client.exposure
     assert solve(CARD, dict(reversed(fleet.items())), run) == plan
