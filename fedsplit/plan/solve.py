@@ -21,6 +21,7 @@ from fedsplit.errors import PlanError
 from fedsplit.plan.card import check_targets
 from fedsplit.plan.changes import for_all
 from fedsplit.plan.consent import Shown
+from fedsplit.plan.coverage import coverage_note
 from fedsplit.plan.depth import check_depth
 from fedsplit.plan.explain import Rivals, binding, for_the_fleet, reasons
 from fedsplit.plan.exposure import exposure
@@ -74,8 +75,10 @@ def planned(asked: Mapping[str, Question], *, round: int = 0) -> tuple[Plan, Map
     check_depth(first.run, first.card.num_layers)
     shared, bound_s = balance(asked)
     final, plans, moved = _fitted(shared, _plans(shared), bound_s)
-    notes = (*_notes(plans, first.server, bound_s), *filter(None, (balance_note(plans),)), *moved)
-    clients = tuple(with_slack(plans, final))
+    fit = first.run.plan.layers == "fit"
+    left_out = coverage_note(plans, first.card, first.run.lora.targets) if fit else ""
+    notes = (*_notes(plans, first.server, bound_s), *filter(None, (balance_note(plans), left_out)), *moved)
+    clients = tuple(with_slack(plans))
     return sealed(Plan(round=round, clients=clients, seed=first.run.run.seed, reasons=notes)), final
 
 
