@@ -3,7 +3,8 @@
 Computing: seconds a step of the device's own work, measured / predicted. Link: a step's waiting holds the transfer, the
 server's work and its work for others, and the device cannot tell them apart. So the transfer took at most all of the
 waiting, and at least the waiting without all the time in which the server was busy; the prediction is corrected only
-when it lies outside of that. Factors are moving averages of logarithms, so that twice and half as long weigh alike.
+when it lies outside of that. Where micro-batches overlap, transfers hide behind computing: there a link is never found
+to be faster. Factors are moving averages of logarithms, so that twice and half as long weigh alike.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Correction:
         wire_s, waited_s = predicted.up + predicted.down + predicted.latency, step.step_s - step.device_s
         if wire_s > 0 and waited_s > 0:
             least_s = max(0.0, waited_s - step.busy_s)
-            told_s = min(max(wire_s * link, least_s), waited_s)
+            most_s = math.inf if predicted.overlap else waited_s
+            told_s = min(max(wire_s * link, least_s), most_s)
             link = _averaged(link, told_s / wire_s)
         return replace(self, time=time, link=link)
 

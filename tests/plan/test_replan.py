@@ -168,6 +168,9 @@ def test_a_link_is_only_blamed_for_what_the_server_did_not_take() -> None:
     assert idle.link == pytest.approx(10**0.7, rel=5e-3)
     fast = Correction().after(predicted, Step(step_s=1.05, device_s=1.0, busy_s=0.0))
     assert fast.link == pytest.approx(0.1**0.7, rel=5e-3)
+    hidden = replace(predicted, overlap=0.3)
+    assert Correction().after(hidden, Step(step_s=1.05, device_s=1.0)).link == 1.0
+    assert Correction().after(hidden, Step(step_s=6.0, device_s=1.0)) == idle
 
 
 def test_a_correction_is_in_the_profile_that_plans_take() -> None:

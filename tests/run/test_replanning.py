@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from fedsplit import assets as shipped
 from fedsplit.devices.load import save
 from fedsplit.devices.profile import Link
 from fedsplit.events import Joined, Moved, Note
@@ -92,8 +94,10 @@ def test_devices_as_fast_as_their_profiles_stay(party: Make) -> None:
 
 
 def test_processes_are_killed_right_after_they_moved(tmp_path: Path, rows: Callable[[str], dict[str, Rows]]) -> None:
-    """Profiles of machines that nobody has, so that what is measured is beyond any doubt: everybody shall move."""
-    settings = {**SETTINGS, "train__rounds": 4}
+    """Profiles of machines that nobody has, so that what is measured is beyond any doubt: everybody shall move. The
+    devices have no copy of the model, and fetch the weights of the new plan when they are told of it."""
+    shutil.copytree(shipped.path("pydoc-llama"), tmp_path / "model")
+    settings = {**SETTINGS, "train__rounds": 4, "model__path": str(tmp_path / "model")}
     data = {name: written(tmp_path / f"{name}.jsonl", own) for name, own in rows("ab").items()}
     with Stage(tmp_path, run_file(SPLIT, **settings), data) as stage:
         save(FAST, stage.profile)
@@ -110,6 +114,8 @@ def test_processes_are_killed_right_after_they_moved(tmp_path: Path, rows: Calla
         moved = server.until(Moved, client="a", round=2)
         assert isinstance(moved, Moved)
         assert moved.cut != begun.cut
+        parts = tmp_path.glob("devices/a/models/*/part-*.safetensors")
+        assert len(list(parts)) == 2
         clients["a"].signal(signal.SIGKILL)
         clients["a"].end(expected=-signal.SIGKILL)
         clients["a"] = stage.join("a")
