@@ -78,7 +78,7 @@ def planned(asked: Mapping[str, Question], *, round: int = 0) -> tuple[Plan, Map
     fit = first.run.plan.layers == "fit"
     left_out = coverage_note(plans, first.card, first.run.lora.targets) if fit else ""
     notes = (*_notes(plans, first.server, bound_s), *filter(None, (balance_note(plans), left_out)), *moved)
-    clients = tuple(with_slack(plans))
+    clients = tuple(with_slack(plans, final))
     return sealed(Plan(round=round, clients=clients, seed=first.run.run.seed, reasons=notes)), final
 
 

@@ -10,7 +10,9 @@ from test_grid import OPEN, device
 from fedsplit.config.run import LoraSection, ModelSection, PlanSection, RunFile, TrainSection
 from fedsplit.plan.card import card
 from fedsplit.plan.coverage import coverage, coverage_note
-from fedsplit.plan.solve import solve
+from fedsplit.plan.question import questions
+from fedsplit.plan.slack import in_time
+from fedsplit.plan.solve import planned, solve
 from fedsplit.plan.types import ClientPlan, Topology
 
 LLAMA = card(config_of("llama", num_hidden_layers=6, vocab_size=4001), "causal-lm")
@@ -65,3 +67,19 @@ def test_layers_that_are_no_target_are_not_missed() -> None:
     plan = solve(LLAMA, FLEET, run, allowed=LOCAL)
     assert coverage(plan.clients, LLAMA, only) == {5: 3}
     assert coverage_note(plan.clients, LLAMA, only) == ""
+
+
+def test_the_largest_rank_in_time() -> None:
+    run = msgspec.structs.replace(RUN, plan=PlanSection(ranks=(16, 64, 4096)))
+    plan, asked = planned(questions(LLAMA, FLEET, run, allowed=LOCAL))
+    assert "at rank 64 its step" in waits(plan.clients[0])
+    assert "rank" not in waits(solve(LLAMA, FLEET, RUN, allowed=LOCAL).clients[0])
+    # The plan itself stays at the run's rank.
+    assert {layer.rank for layer in plan.clients[0].layers} == {RUN.lora.rank}
+    for client in plan.clients:
+        cost = client.estimate
+        assert cost
+        question = asked[client.client]
+        assert in_time(client, question, 0.999 * cost.step_s) == 0
+        assert in_time(client, question, 1e9) in (64, 4096)
+        assert in_time(client, question, 1.05 * cost.step_s) <= in_time(client, question, 4 * cost.step_s)
