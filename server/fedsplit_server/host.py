@@ -73,7 +73,13 @@ class Host:
         desk = Desk(engine, Copies(engine.segment, run.server.adapters, run.train, keeper.optimizer), run)
         inference = Inference(engine, run.model)
         head_modules = [key for key in keys(engine.segment) if key.layer < 0]
-        portions = Portions(keeper.method, rank=run.lora.rank, seed=run.run.seed, num_layers=parts.base.num_layers)
+        portions = Portions(
+            keeper.method,
+            rank=run.lora.rank,
+            seed=run.run.seed,
+            num_layers=parts.base.num_layers,
+            shared=run.server.adapters != "per-client",
+        )
         letters = Letters(portions, head_modules, heads_return=run.model.head == "fedavg")
         planning = Planning(run, parts.base, parts.server)
         admission = _admission(parts, self.roster, portions, parts.planner or planning)

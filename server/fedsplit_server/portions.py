@@ -19,22 +19,26 @@ from fedsplit.train.round import Cuts, for_client
 
 
 class Portions:
-    """``rank``: the run file's, for modules outside the layers and for a copy that all clients share."""
+    """``rank``: the run file's, for modules outside the layers and for a copy that all clients share (``shared``)."""
 
-    def __init__(self, method: Method | Phases, *, rank: int, seed: int, num_layers: int) -> None:
+    def __init__(self, method: Method | Phases, *, rank: int, seed: int, num_layers: int, shared: bool = False) -> None:
         self._method, self._rank, self._seed, self._num_layers = method, rank, seed, num_layers
+        self._shared = shared
         self._state: GlobalState | None = None
         self._cuts: Cuts = {}
 
     def of(self, plan: ClientPlan, state: GlobalState, layers: Collection[int]) -> dict[ModuleKey, LowRank]:
-        """The factors of ``layers`` (-1: those outside the layers) as the client of ``plan`` works with them."""
+        """The factors of ``layers`` (-1: those outside the layers) as the client of ``plan`` works with them. What the
+        server holds for all alike has the rank of that copy."""
+        alike = {layer.layer for layer in plan.layers if layer.place == "server"} if self._shared else set()
         ranks = {layer.layer: layer.rank for layer in plan.layers if layer.rank}
-        groups: dict[int, set[int]] = {}
+        groups: dict[tuple[str, int], set[int]] = {}
         for layer in layers:
-            groups.setdefault(ranks.get(layer, self._rank), set()).add(layer)
+            whose = (SERVER, self._rank) if layer in alike else (plan.client, ranks.get(layer, self._rank))
+            groups.setdefault(whose, set()).add(layer)
         found: dict[ModuleKey, LowRank] = {}
-        for rank, some in groups.items():
-            ask = self._ask(plan.client, rank, state.round)
+        for (client, rank), some in groups.items():
+            ask = self._ask(client, rank, state.round)
             found |= for_client(state, self._method, layers=some, ask=ask, cuts=self._known(state))
         return dict(sorted(found.items()))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -75,6 +76,18 @@ def test_a_method_with_a_table_of_ranks_rewrites_the_plan() -> None:
     assert [layer.rank for layer in one.ranked(plan("b"), STATE).layers] == [3, 3, 3]
     assert ranks(one.of(one.ranked(plan("b"), STATE), STATE, {0, 1})) == {0: {3}, 1: {3}}
     assert one.ranked(plan("b", trains=False), STATE) == plan("b", trains=False)
+
+
+def test_what_the_server_holds_for_all_has_one_rank_in_every_plan() -> None:
+    method = Method(merge=exact, ranks=per_device({"b": 3}))
+    layers = (LayerPlan(layer=0, place="client", rank=4), LayerPlan(layer=1, place="server", rank=2))
+    split = msgspec.structs.replace(plan("b"), topology=Topology.V, cut=Cut(1, 3), layers=layers)
+    found = {}
+    for shared in (False, True):
+        one = Portions(method, rank=6, seed=0, num_layers=3, shared=shared)
+        found[shared] = [layer.rank for layer in one.ranked(split, STATE).layers]
+        assert ranks(one.of(split, STATE, {0, 1})) == {0: {3}, 1: {found[shared][1]}}
+    assert found == {False: [3, 3], True: [3, 6]}
 
 
 def test_a_shared_copy_has_the_rank_of_the_run_file() -> None:
