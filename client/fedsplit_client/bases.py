@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedsplit import assets as shipped
 from fedsplit.errors import ConfigError, DataError, FedsplitError
 from fedsplit.events import Emit
+from fedsplit.plan.types import ClientPlan
 from fedsplit.split.base import Base, open_base
+from fedsplit.split.spans import client_spans
 from fedsplit_client.dealer import Dealer
 from fedsplit_client.download import fetch_all, missing_bytes
 from fedsplit_client.session import Offer
@@ -42,6 +45,19 @@ def fetched(bulk: Dealer, offer: Offer, folder: Path, name: str, emit: Emit) -> 
     if base.identity != offer.base:
         raise DataError("what was fetched is not the server's base model; delete the folder and join again", str(place))
     return base
+
+
+def left_by(earlier: Sequence[ClientPlan], offer: Offer, folder: Path) -> Base | None:
+    """What was fetched for ``earlier`` plans of this process, when it holds all that the offer needs; else None."""
+    base = open_base(str(_place(offer, folder)))
+    there = set[object]().union(*(_parts(plan, base.num_layers) for plan in earlier))
+    return base if _parts(offer.plan, base.num_layers) <= there else None
+
+
+def _parts(plan: ClientPlan, num_layers: int) -> set[object]:
+    spans = client_spans(plan, num_layers)
+    ends = {name for span in spans for name, has in (("embedding", span.embeds), ("head", span.heads)) if has}
+    return ends | {layer for span in spans for layer in range(span.lo, span.hi)}
 
 
 def to_fetch(offer: Offer, folder: Path) -> int:

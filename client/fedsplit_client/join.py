@@ -34,7 +34,7 @@ from fedsplit.wire.link import JoinLink
 from fedsplit.wire.messages import Bye, DataSummary
 from fedsplit_client import door
 from fedsplit_client.ahead import look_ahead
-from fedsplit_client.bases import fetched
+from fedsplit_client.bases import fetched, left_by
 from fedsplit_client.computing import computing
 from fedsplit_client.dealer import Dealer
 from fedsplit_client.gauge import with_link
@@ -115,7 +115,7 @@ def join(
             base = ahead.base or _downloaded(link, keys, offer, kept.path, name, emit)
             feed = ahead.feed or Feed.open(data, as_planned(offer), base, name)
             summary = _examined(feed, data, name, emit)
-            load = _loader(ahead.base, link, keys, kept.path, name, device, emit)
+            load = _loader(offer.plan, ahead.base, link, keys, kept.path, name, device, emit)
             place = Place(session, offer, summary, ClientPart(base, offer.plan, offer.run, device), load, emit)
             line = ServerLine(end, server=link.endpoint, patience_s=offer.run.rounds.patience_s, emit=emit, client=name)
             worker = Worker(name, offer.run, place, feed, line, emit, kept)
@@ -128,12 +128,21 @@ def join(
 
 
 def _loader(
-    whole: Base | None, link: JoinLink, keys: KeyPair, folder: Path, name: str, device: str, emit: Emit
+    first: ClientPlan,
+    whole: Base | None,
+    link: JoinLink,
+    keys: KeyPair,
+    folder: Path,
+    name: str,
+    device: str,
+    emit: Emit,
 ) -> Load:
-    """Loads the segments of another plan than the first, which may need other parts of a base that is not ``whole``."""
+    """Loads the segments of other plans than the first, which may need other parts of a base that is not ``whole``."""
+    followed = [first]
 
     def load(offer: Offer) -> ClientPart:
-        base = whole or _downloaded(link, keys, offer, folder, name, emit)
+        base = whole or left_by(followed, offer, folder) or _downloaded(link, keys, offer, folder, name, emit)
+        followed.append(offer.plan)
         return ClientPart(base, offer.plan, offer.run, device)
 
     return load
