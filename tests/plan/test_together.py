@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 
 import msgspec
@@ -136,6 +137,21 @@ def test_equal_devices_may_get_unequal_plans() -> None:
     plan = solve(LLAMA, devices, run, server=least)
     assert len({(client.topology, client.cut, client.micro_batches) for client in plan.clients}) > 1
     assert used(plan, least) <= least.budget_bytes
+
+
+def test_without_scipy_the_quick_choice_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = fleet(8)
+    small = host(used(solve(LLAMA, devices, RUN, server=host(5000)), host(5000)) * 0.6 / 0.9e6)
+    exactly = slowest_step(solve(LLAMA, devices, RUN, server=small))
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert not solver_here()
+    plan = solve(LLAMA, devices, RUN, server=small)
+    assert used(plan, small) <= small.budget_bytes
+    assert exactly * 0.999 <= slowest_step(plan) <= exactly * 1.2
+
+
+def slowest_step(plan: Plan) -> float:
+    return max(client.estimate.step_s for client in plan.clients if client.estimate)
 
 
 def test_what_cannot_fit_is_refused_with_a_way_out() -> None:
