@@ -9,16 +9,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedsplit.devices.units import duration, size
 from fedsplit.plan.memory import Memory, client_memory
 from fedsplit.plan.options import describe
+from fedsplit.plan.pipeline import Busy, Legs, length, simulate, stages_of
 from fedsplit.plan.question import Question, server_of
-from fedsplit.plan.timing import Times, step_times
-from fedsplit.plan.types import ClientPlan, Plan
-from fedsplit.plan.work import Work, as_planned, work_of
+from fedsplit.plan.timing import AGREEMENT, Times, legs_of, step_times
+from fedsplit.plan.types import ClientPlan, Plan, Topology
+from fedsplit.plan.work import IN_FLIGHT, Work, as_planned, work_of
 
 MOST_ROWS = 40
 """Clients up to which each has a row of its own."""
@@ -34,7 +35,8 @@ PARTS = {"runtime": "the program", "model": "frozen weights", "training": "activ
 class Bar:
     """One row. ``seconds`` by cause and ``bytes`` by part are means over the row's ``count`` clients.
 
-    ``spread_s`` and ``spread_share`` are the 10th and 90th percentile of step time and of memory used / limit.
+    ``spread_s`` and ``spread_share`` are the 10th and 90th percentile of step time and of memory used / limit. Of one
+    client, ``lane``: what runs when in a step, simulated, and ``served``: its share of the server.
     """
 
     name: str
@@ -45,10 +47,18 @@ class Bar:
     limit_bytes: float
     spread_s: tuple[float, float]
     spread_share: tuple[float, float]
+    lane: tuple[Busy, ...] = ()
+    agreement_s: float = 0.0
+    served: float = 0.0
 
     @property
     def step_s(self) -> float:
         return sum(self.seconds.values())
+
+    @property
+    def lane_s(self) -> float:
+        """Seconds until the lane's step is agreed on: less than planned where micro-batches overlap unplanned."""
+        return length(self.lane) + self.agreement_s
 
     @property
     def used_bytes(self) -> float:
@@ -105,6 +115,8 @@ def costs(client: ClientPlan, question: Question) -> tuple[Times, Memory]:
         work, topology, cut, device, server_of(question),
         threads=threads, share=question.share, link_share=question.link_share,
     )  # fmt: skip
+    if not question.run.plan.overlap:
+        times = replace(times, overlap=0.0)
     return times, client_memory(work, topology, cut).with_holes(work, device)
 
 
@@ -126,7 +138,24 @@ def _bar(client: ClientPlan, question: Question) -> Bar:
         limit_bytes=limit,
         spread_s=(times.total, times.total),
         spread_share=(share, share),
+        lane=tuple(lane(client, question)),
+        agreement_s=0.0 if client.topology is Topology.LOCAL else AGREEMENT * _legs(client, question).wait,
+        served=0.0 if client.topology is Topology.LOCAL else question.share,
     )
+
+
+def _legs(client: ClientPlan, question: Question) -> Legs:
+    threads = question.fixed.threads if question.fixed else 0
+    return legs_of(
+        _work(client, question), client.topology, client.cut, question.device, server_of(question),
+        threads=threads, share=question.share, link_share=question.link_share,
+    )  # fmt: skip
+
+
+def lane(client: ClientPlan, question: Question) -> list[Busy]:
+    """What runs when in one step of this client; one on its own has one micro-batch at a time."""
+    stages = stages_of(_legs(client, question), client.micro_batches)
+    return simulate(stages, client.micro_batches, 1 if client.topology is Topology.LOCAL else IN_FLIGHT)
 
 
 def _causes(times: Times) -> dict[str, float]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedsplit.cli.plan_lanes import COLOURS, INK, QUIET, draw_lanes
 from fedsplit.cli.plan_picture import CAUSES, PARTS, Bar, Picture, memory_text, step_text
 from fedsplit.devices.units import duration
 from fedsplit.errors import ConfigError, MissingExtra, Problem
@@ -19,20 +20,12 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".svg", ".pdf")
 
-COLOURS = {
-    "device": "#0072B2",
-    "up": "#E69F00",
-    "server": "#009E73",
-    "down": "#56B4E9",
-    "latency": "#CC79A7",
-    "runtime": "#999999",
-    "model": "#F0E442",
-    "training": "#D55E00",
-}
-INK, QUIET, FAINT = "#222222", "#666666", "#E4E4E4"
+FAINT = "#E4E4E4"
 
 WIDTH_IN = 13.0
 ROW_IN = 0.34
+LANE_IN = 0.52
+"""Height of a row of bars, and of one with lanes."""
 ABOVE_IN, BELOW_IN = 1.0, 1.4
 """Title and notes above the rows, axes and legends below them."""
 LETTER_IN = 0.085
@@ -81,15 +74,20 @@ def draw(found: Picture) -> Figure:
     """The figure: a row a bar of ``found``, time on the left, memory on the right."""
     from matplotlib.figure import Figure
 
-    height = ABOVE_IN + BELOW_IN + ROW_IN * max(len(found.bars), 3)
-    longest = max(len(text) for bar in found.bars for text in (_name(bar), bar.plan))
+    rows = len(found.bars) + (not found.grouped)
+    height = ABOVE_IN + BELOW_IN + (ROW_IN if found.grouped else LANE_IN) * max(rows, 3)
+    longest = max(20, *(len(text) for bar in found.bars for text in (_name(bar), bar.plan)))
     left = min(0.35, (0.35 + LETTER_IN * longest) / WIDTH_IN)
     figure = Figure(figsize=(WIDTH_IN, height), facecolor="white")
     time_axes, memory_axes = figure.subplots(1, 2, sharey=True, width_ratios=(1.75, 1))
     figure.subplots_adjust(left=left, right=0.985, wspace=0.05, bottom=BELOW_IN / height, top=1 - ABOVE_IN / height)
-    _time(time_axes, found)
+    if found.grouped:
+        _time(time_axes, found)
+    else:
+        draw_lanes(time_axes, found)
+        _finish(time_axes, "One step, as it would run", 3)
     _memory(memory_axes, found)
-    _names(time_axes, found.bars)
+    _names(time_axes, found)
     left_in = 0.2 / WIDTH_IN
     figure.text(left_in, 1 - 0.28 / height, found.title, size=14, weight="bold", color=INK, va="center")
     figure.text(left_in, 1 - 0.56 / height, "   ·   ".join(found.notes), size=9, color=QUIET, va="center")
@@ -157,11 +155,14 @@ def _spread(axes: Axes, spreads: Sequence[tuple[float, float]]) -> None:
         axes.plot([low, high], [row, row], color=INK, linewidth=1.3, marker="|", markersize=7)
 
 
-def _names(axes: Axes, bars: Sequence[Bar]) -> None:
-    axes.set_yticks(range(len(bars)), [""] * len(bars))
-    axes.set_ylim(len(bars) - 0.4, -0.6)
-    for row, bar in enumerate(bars):
-        for text, offset, colour, weight in ((_name(bar), 5.5, INK, "bold"), (bar.plan, -5.5, QUIET, "normal")):
+def _names(axes: Axes, found: Picture) -> None:
+    rows = [(_name(bar), bar.plan) for bar in found.bars]
+    if not found.grouped:
+        rows.append(("server", "whose work runs, by share"))
+    axes.set_yticks(range(len(rows)), [""] * len(rows))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    for row, (name, plan) in enumerate(rows):
+        for text, offset, colour, weight in ((name, 5.5, INK, "bold"), (plan, -5.5, QUIET, "normal")):
             axes.annotate(
                 text, (0, row), (-8, offset), xycoords=("axes fraction", "data"), textcoords="offset points",
                 ha="right", va="center", size=8.5 if weight == "bold" else 7.5, color=colour, weight=weight,

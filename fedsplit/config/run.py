@@ -172,6 +172,8 @@ class PlanSection(Section, frozen=True, kw_only=True):
     """Smaller ranks, that ``fit`` may give a layer; larger ones are named where a device has time for them."""
     checkpoint: bool = True
     """Activations may be computed twice to save memory; the result stays the same."""
+    overlap: bool = False
+    """More micro-batches than memory asks for, where two at once make a step faster; equal to rounding, not the bit."""
     replan: bool = True
     """Plans may change between rounds, from measured times."""
 

@@ -102,7 +102,8 @@ def balance(asked: Mapping[str, Question]) -> tuple[dict[str, Question], float]:
     found = divided(seconds, owners, asked)
     shared = with_shares(asked, owners, found)
     # Shares are found for micro-batches one after the other; overlapping ones may be better off with equal ones.
-    if len(owners) <= MOST_COMPARED and _slowest(asked, kinds) < _slowest(shared, kinds):
+    overlap = next(iter(asked.values())).run.plan.overlap
+    if overlap and len(owners) <= MOST_COMPARED and _slowest(asked, kinds) < _slowest(shared, kinds):
         shared = dict(asked)
     return shared, found.bound_s
 

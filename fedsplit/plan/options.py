@@ -145,10 +145,12 @@ def price(
     share: float = 1.0,
     limits: Limits | None = None,
     link_share: float = 1.0,
+    overlap: bool = False,
 ) -> Option:
     """The candidate with the fastest of ``works`` that fits, fewer micro-batches before more, else with the last one.
 
-    Layers are computed twice only where as many micro-batches do not fit otherwise.
+    Layers are computed twice only where as many micro-batches do not fit otherwise. ``overlap``: micro-batches count
+    as a pipeline, so that more of them than memory asks for can be faster.
     """
     bounds = limits or Limits(server_bytes=server.budget_bytes)
 
@@ -157,6 +159,7 @@ def price(
         remote = server_memory(work, topology, cut).with_holes(work, server)
         short, of = _short(memory, remote, topology, device, bounds)
         times = step_times(work, topology, cut, device, server, threads=threads, share=share, link_share=link_share)
+        times = times if overlap else replace(times, overlap=0.0)
         return Option(
             topology=topology, cut=cut, work=work, memory=memory, server=remote, times=times, short_bytes=short,
             short_of=of,

@@ -148,22 +148,26 @@ class Shelf:
 
     def block(self, questions: Sequence[Question], index: int | None = None, *, serial: bool = False) -> Block:
         """Prices for the devices of ``questions``; there is at least one candidate. ``index``: of one variant alone;
-        ``serial``: of the first variant that fits, its micro-batches one after the other."""
+        ``serial``: micro-batches one after the other, as always without ``plan.overlap``."""
+        alone = serial or not self.question.run.plan.overlap
         variant_KO, fits_KO, fits_VKO = self._sized(questions, index)
         pace, cuts, columns = pace_of(questions, self.grid.works[0]), self._cuts, np.arange(len(self.grid.chosen))
         there, back, _ = self._served
         served = there[variant_KO, columns], back[variant_KO, columns]
         micro_KO = self.grid.micro_M[variant_KO]
-        found = seconds(pace.legs(cuts, micro_KO, self._twice_V[variant_KO], served), cuts, micro_KO, serial=serial)
-        if not serial and len(self._counts) > 1:
-            self._refine(pace, found, variant_KO, fits_VKO)
+        found = seconds(pace.legs(cuts, micro_KO, self._twice_V[variant_KO], served), cuts, micro_KO, serial=alone)
+        if len(self.grid.works) > 1 and index is None:
+            self._refine(pace, found, variant_KO, fits_VKO, serial=alone)
         return self._block(questions, found, variant_KO, fits_KO)
 
-    def _refine(self, pace: Pace, found: Seconds, variant_KO: Ints, fits_VKO: NDArray[np.bool_]) -> None:
+    def _refine(
+        self, pace: Pace, found: Seconds, variant_KO: Ints, fits_VKO: NDArray[np.bool_], *, serial: bool
+    ) -> None:
         """Put the fastest variant in the place of the first that fits, at every cut that may then be the fastest."""
         least_KO, fits_KO = pace.least(self._cuts, found, self._least_served), fits_VKO.any(axis=0)
         best_K = np.where(fits_KO, found.total_KO, np.inf).min(axis=1, initial=np.inf, keepdims=True)
-        rows, columns = np.nonzero(fits_KO & (least_KO <= best_K))
+        # One after the other, nothing is faster than one micro-batch whose layers are computed once.
+        rows, columns = np.nonzero(fits_KO & (least_KO <= best_K) & ((variant_KO > 0) | (not serial)))
         at = rows.astype(np.int64), columns.astype(np.int64)
         if not at[0].size:
             return
@@ -176,7 +180,7 @@ class Shelf:
             # A forward more is never faster: layers are computed twice only where that alone fits.
             index_N = np.where(fits_VN[indices[0]], indices[0], indices[-1])
             served = self._served[0][indices[0], at[1]], self._served[1][indices[0], at[1]]
-            made = seconds(some.legs(cuts, micro, self._twice_V[index_N], served), cuts, micro)
+            made = seconds(some.legs(cuts, micro, self._twice_V[index_N], served), cuts, micro, serial=serial)
             best.take(made, np.where(here_N, made.total_KO, np.inf), index_N)
         found.put(at, best.seconds)
         variant_KO[at] = best.variant_KO

@@ -120,6 +120,7 @@ def priced(question: Question, topology: Topology, cut: Cut, works: Sequence[Wor
         threads=question.fixed.threads if question.fixed else 0,
         share=question.share,
         link_share=question.link_share,
+        overlap=question.run.plan.overlap,
         limits=limits_of(question.run, server_of(question)),
     )
 

@@ -77,7 +77,11 @@ def planned(asked: Mapping[str, Question], *, round: int = 0) -> tuple[Plan, Map
     final, plans, moved = _fitted(shared, _plans(shared), bound_s)
     fit = first.run.plan.layers == "fit"
     left_out = coverage_note(plans, first.card, first.run.lora.targets) if fit else ""
-    notes = (*_notes(plans, first.server, bound_s), *filter(None, (balance_note(plans), left_out)), *moved)
+    notes = (
+        *_notes(plans, first.server, bound_s, overlap=first.run.plan.overlap),
+        *filter(None, (balance_note(plans), left_out)),
+        *moved,
+    )
     clients = tuple(with_slack(plans, final))
     return sealed(Plan(round=round, clients=clients, seed=first.run.run.seed, reasons=notes)), final
 
@@ -254,7 +258,9 @@ def _fit(asked: Mapping[str, Question], room: int) -> bool:
     return together(shared, {plan.client: plan for plan in plans}, room, bound_s)[0] is not None
 
 
-def _notes(plans: Sequence[ClientPlan], server: DeviceProfile | None, bound_s: float) -> tuple[str, ...]:
+def _notes(
+    plans: Sequence[ClientPlan], server: DeviceProfile | None, bound_s: float, *, overlap: bool
+) -> tuple[str, ...]:
     """What was assumed of the server, and how far the slowest step is from the best that sharing it could give."""
     if server is not None:
         notes = [f"server: {server.name}"]
@@ -263,10 +269,8 @@ def _notes(plans: Sequence[ClientPlan], server: DeviceProfile | None, bound_s: f
     if bound_s:
         slowest = max(plan.estimate.step_s for plan in plans if plan.estimate)
         what = "the server and its link" if server and server.link else "the server"
-        if any(plan.topology is not Topology.LOCAL and plan.micro_batches > 1 for plan in plans):
-            what += " without overlapping micro-batches"
-        side = (
-            f"at most {slowest / bound_s - 1:.1%} above" if slowest >= bound_s else f"{1 - slowest / bound_s:.1%} below"
-        )
+        what += " without overlapping micro-batches" if overlap else ""
+        over = slowest / bound_s - 1
+        side = f"{-over:.1%} below" if overlap and over < 0 else f"at most {max(0.0, over):.1%} above"
         notes.append(f"slowest step {duration(slowest)}: {side} the best way to share {what}")
     return tuple(notes)

@@ -9,7 +9,15 @@ from families import CONFIGS, config_of, tasks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsplit.config.run import ClientSection, LoraSection, ModelSection, PolicySection, RunFile, TrainSection
+from fedsplit.config.run import (
+    ClientSection,
+    LoraSection,
+    ModelSection,
+    PlanSection,
+    PolicySection,
+    RunFile,
+    TrainSection,
+)
 from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.plan.card import card
 from fedsplit.plan.fleet import balanced
@@ -68,6 +76,7 @@ def asked(draw: st.DrawFn) -> Question:
         lora=LoraSection(targets=draw(st.sampled_from([(), only])), dropout=draw(st.sampled_from([0.0, 0.1]))),
         policy=draw(POLICIES),
         train=TrainSection(batch=draw(st.sampled_from([1, 6, 8])), optimizer=draw(st.sampled_from(["sgd", "adamw"]))),
+        plan=PlanSection(overlap=draw(st.booleans()), checkpoint=draw(st.booleans())),
         clients=draw(st.sampled_from([(), (ClientSection(name="c", threads=2),)])),
     )
     counts = draw(st.sampled_from([None, DataSummary(train_examples=9, tokens_mean=7.3, tokens_max=19)]))

@@ -126,7 +126,7 @@ def test_all_clients_together_take_no_more_than_granted() -> None:
     run = run_file({"topologies": ["u"], "max_server_bytes": alone.server_memory_bytes + 1_000_001})
     together = solve(CARD, fleet, run, server=SERVER)
     assert server_total(CARD, together.clients, 4) + SERVER.runtime_bytes <= run.policy.max_server_bytes
-    run = run_file({"topologies": ["u"], "max_server_bytes": alone.server_memory_bytes // 3})
+    run = run_file({"topologies": ["u"], "max_server_bytes": alone.server_memory_bytes // 5})
     with pytest.raises(PlanError, match=r"binding: policy\.max_server_bytes") as caught:
         solve(CARD, fleet, run, server=SERVER)
     fewer, *ways = proposals(str(caught.value))

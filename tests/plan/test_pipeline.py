@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cost import ONE_FLOPS, WORK
 
-from fedsplit.plan.pipeline import Busy, Legs, Resource, Stage, length, makespan, overlap, simulate, stages_of
+from fedsplit.plan.pipeline import COUNTED, Busy, Legs, Resource, Stage, length, makespan, overlap, simulate, stages_of
 from fedsplit.plan.timing import legs_of, step_times
 from fedsplit.plan.types import Cut, Topology
 from fedsplit.plan.work import IN_FLIGHT
@@ -91,7 +91,9 @@ def test_the_closed_form_is_a_close_lower_bound(legs: list[float], wait: float, 
     assert least <= exact * (1 + 1e-9)
     assert exact <= 1.35 * least
     serial = sum(stage.seconds + stage.pause for stage in stages_of(found, micro)) * micro
-    assert serial - float(overlap(found, micro, crossings)) == pytest.approx(least if micro > 1 else serial)
+    counted = serial - float(overlap(found, micro, crossings))
+    assert counted == pytest.approx(serial - COUNTED * (serial - least) if micro > 1 else serial)
+    assert 0.85 * exact <= counted <= 1.3 * exact
 
 
 def test_one_micro_batch_and_a_client_on_its_own_overlap_nothing() -> None:
@@ -111,8 +113,7 @@ def test_two_micro_batches_hide_one_behind_the_other(topology: Topology, cut: Cu
     agreement = 2 * legs.wait
     exact = length(simulate(stages_of(legs, 2), 2)) + agreement
     assert times.overlap > 0
-    assert times.total == pytest.approx(exact, rel=0.25)
-    assert times.total <= exact * (1 + 1e-9)
+    assert times.total == pytest.approx(exact, rel=0.2)
     assert times.largest()[1] < times.total
 
 

@@ -7,12 +7,14 @@ import struct
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from fedsplit.cli.main import make_app
 from fedsplit.cli.plan import machines, model_card
+from fedsplit.cli.plan_lanes import COLOURS, LANES, TOP
 from fedsplit.cli.plan_picture import Picture, picture
 from fedsplit.cli.plan_plot import DPI, WIDTH_IN, draw
 from fedsplit.cli.verbs import VERBS
@@ -89,16 +91,48 @@ def test_a_large_fleet_is_shown_by_kind_of_device(run_file: Path) -> None:
 def test_what_is_drawn_are_these_numbers(run_file: Path) -> None:
     _, found = planned(run_file, "home")
     time_axes, memory_axes = draw(found).axes
-    for axes, scale in ((time_axes, lambda bar: bar.step_s), (memory_axes, lambda bar: 100 * bar.share)):
-        filled = [patch for patch in axes.patches if patch.get_hatch() is None and patch.get_width() != 100]
-        for row, bar in enumerate(found.bars):
-            mine = [p.get_width() for p in filled if round(p.get_y() + p.get_height() / 2) == row]
-            assert sum(mine) == pytest.approx(scale(bar))
+    filled = [patch for patch in memory_axes.patches if patch.get_width() != 100]
+    for row, bar in enumerate(found.bars):
+        mine = [p.get_width() for p in filled if round(p.get_y() + p.get_height() / 2) == row]
+        assert sum(mine) == pytest.approx(100 * bar.share)
+        for resource, (cause, _, offset, _) in LANES.items():
+            spent = sum(busy.end - busy.start for busy in bar.lane if busy.stage.resource is resource)
+            assert drawn_s(time_axes, row - TOP + offset, cause) == pytest.approx(spent)
     words = {text.get_text() for axes in (time_axes, memory_axes) for text in axes.texts}
-    assert {"zero-hallway", "pi-kitchen", *(bar.plan for bar in found.bars)} <= words
-    assert {"computing here", "sending", "free: the slowest is awaited"} <= {
+    assert {"zero-hallway", "pi-kitchen", "server", *(bar.plan for bar in found.bars)} <= words
+    assert {"the device computes", "sending", "free: the slowest is awaited"} <= {
         text.get_text() for text in time_axes.get_legend().get_texts()
     }
+
+
+def drawn_s(axes: Any, top: float, cause: str) -> float:
+    """Seconds of all blocks of a colour in one lane."""
+    red_green_blue = tuple(int(COLOURS[cause][at : at + 2], 16) / 255 for at in (1, 3, 5))
+    total = 0.0
+    for collection in axes.collections:
+        if tuple(collection.get_facecolor()[0][:3]) == pytest.approx(red_green_blue):
+            boxes = [path.get_extents() for path in collection.get_paths()]
+            total += sum(box.width for box in boxes if box.y0 == pytest.approx(top))
+    return total
+
+
+def test_lanes_are_the_plan_s_causes(run_file: Path) -> None:
+    """Each resource is as busy as the plan says; two micro-batches at once make a step shorter than planned."""
+    plan, found = planned(run_file, "home")
+    assert all(bar.lane for bar in found.bars)
+    for bar in found.bars:
+        busy_s = {
+            cause: sum(b.end - b.start for b in bar.lane if b.stage.resource is resource)
+            for resource, (cause, *_) in LANES.items()
+        }
+        # The bars keep the causes' proportions.
+        whole = sum(busy_s.values())
+        told = {cause: bar.seconds[cause] for cause in busy_s}
+        for cause, seconds in busy_s.items():
+            assert seconds / whole == pytest.approx(told[cause] / sum(told.values()), abs=1e-9)
+        assert 0.5 * bar.step_s <= bar.lane_s <= bar.step_s * (1 + 1e-9)
+    assert sum(bar.served for bar in found.bars) <= 1 + 1e-6
+    assert len(plan.clients) == len(found.bars)
 
 
 @needs_matplotlib

@@ -257,7 +257,7 @@ def test_a_server_too_small() -> None:
     assert solve(CARD, {"c0": fleet["c0"]}, run, server=small)
     together = solve(CARD, fleet, run, server=small)
     assert server_total(CARD, together.clients, 4) + small.runtime_bytes <= small.budget_bytes
-    tiny = device(alone.server_memory_bytes / 3e6, 1e12)
+    tiny = device(alone.server_memory_bytes / 5e6, 1e12)
     assert solve(CARD, {"c0": fleet["c0"]}, run, server=tiny, allowed={Topology.U})
     with pytest.raises(PlanError, match=r"memory of the server.*fewer clients"):
         solve(CARD, fleet, run, server=tiny, allowed={Topology.U})
@@ -283,8 +283,7 @@ def test_more_clients_share_the_server() -> None:
         assert found is not None
         return found.step_s
 
-    # Between one and two clients the server is still waiting for the device.
-    assert seconds(1) <= seconds(2) < seconds(8)
+    assert seconds(1) < seconds(2) < seconds(8)
 
 
 def test_disk_and_energy_are_estimated() -> None:
