@@ -73,6 +73,20 @@ def test_the_same_inputs_give_the_same_moves_and_digest() -> None:
     assert first.plan.digest != again(plans(), 4.0).plan.digest
 
 
+def test_a_fleet_that_has_come_together_shares_the_server_better() -> None:
+    """Alone, each counted on a quarter of the server. Three can do without it, so the fourth gets more done there."""
+    run = structs.replace(RUN, clients=(), rounds=RoundsSection(clients=4))
+    devices = {name: device(4000, 2e12, 1e9) for name in "abc"} | {"weak": device(4000, 1.2e11, 1e9)}
+    run = structs.replace(run, clients=tuple(ClientSection(name=name, topology="u") for name in devices))
+    alone = {name: plans(run, {name: profile})[name] for name, profile in devices.items()}
+    fleet = {name: Standing(profile=devices[name], data=None, plan=plan, agreed=plan) for name, plan in alone.items()}
+    found = replan(LLAMA, run, fleet, server=SERVER)
+    assert set(found.moves) == {"weak"}
+    before, after = alone["weak"].cut, found.moves["weak"].cut
+    assert after.c2 - after.c1 > before.c2 - before.c1
+    assert found.slowest_s[1] < (1 - GAIN) * found.slowest_s[0]
+
+
 def test_after_a_move_there_is_no_way_back_for_the_same_reason() -> None:
     found = again(plans(), 8.0)
     moved = {plan.client: plan for plan in found.plan.clients}
