@@ -53,8 +53,9 @@ def draw_lanes(axes: Axes, found: Picture) -> None:
 
 
 def _lanes(axes: Axes, row: int, bar: Bar, *, label: bool) -> None:
-    for resource, (cause, _, offset, height) in LANES.items():
-        bottom = row - TOP + offset
+    alone = all(busy.stage.resource is Resource.CLIENT for busy in bar.lane)
+    for resource, (cause, _, offset, lane_height) in LANES.items():
+        bottom, height = row - TOP + offset, 2 * TOP if alone else lane_height
         mine = [busy for busy in bar.lane if busy.stage.resource is resource]
         if mine or resource is Resource.CLIENT:
             axes.broken_barh([(0, bar.lane_s)], (bottom, height), facecolor=TRACK, zorder=0.4)
