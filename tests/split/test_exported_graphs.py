@@ -11,8 +11,10 @@ import torch
 
 from fedsplit.config.run import ModelSection, RunFile
 from fedsplit.edge.manifest import load
+from fedsplit.errors import InternalError
 from fedsplit.plan.types import ClientPlan, Cut, Topology
 from fedsplit.split.base import open_base
+from fedsplit.split.export import graphs, trace, write
 from fedsplit.split.export.write import export
 from fedsplit.split.rows import Rows
 from fedsplit.split.segment import Segment, Span, build
@@ -86,6 +88,7 @@ def check(grads: dict[str, torch.Tensor], leaves: dict[str, torch.Tensor]) -> No
         same(grads[name], leaf.grad)
 
 
+@pytest.mark.soak  # tests/edge/test_part.py trains with these graphs; here they are compared one by one
 def test_a_language_model_layer_by_layer(tmp_path: Path) -> None:
     (tmp_path / "graphs").mkdir()
     base = open_base(str(tiny(tmp_path / "model", "llama", layers=4)))
@@ -93,35 +96,35 @@ def test_a_language_model_layer_by_layer(tmp_path: Path) -> None:
     plan = ClientPlan(client="pi", topology=Topology.U, cut=Cut(2, 3), layers=(), batch=2)
     manifest = export(base, plan, run, tmp_path / "graphs")
     assert (manifest.layers, manifest.front) == ((0, 1, 3), 2)
-    graphs, rows = Graphs(tmp_path / "graphs"), Rows.of([[4, 8, 9, 30, 2, 7], [5, 6, 11]])
+    made, rows = Graphs(tmp_path / "graphs"), Rows.of([[4, 8, 9, 30, 2, 7], [5, 6, 11]])
     assert rows.ids_BT is not None
     mask, valid = rows.mask_BT.numpy(), rows.mask_BT.bool()
 
     front, leaves = part(base, run, Span(0, 2, embeds=True))
     h_BTD = front.run(rows, None, leaves)
-    h = graphs.run("embed", e=graphs.table[rows.ids_BT.numpy()], mask=mask)["h"]
-    inputs = graphs.forward([0, 1], h, mask, plain(leaves))
+    h = made.run("embed", e=made.table[rows.ids_BT.numpy()], mask=mask)["h"]
+    inputs = made.forward([0, 1], h, mask, plain(leaves))
     same(inputs[-1][valid], h_BTD.detach()[valid])
     g_BTD = torch.randn(h_BTD.shape, generator=torch.Generator().manual_seed(2)) * valid.unsqueeze(-1)
     h_BTD.backward(g_BTD)
-    _, grads = graphs.backward([0, 1], inputs, g_BTD, mask, plain(leaves))
+    _, grads = made.backward([0, 1], inputs, g_BTD, mask, plain(leaves))
     check(grads, leaves)
 
     tail, leaves = part(base, run, Span(3, 4, heads=True))
     x_BTD = torch.randn(h_BTD.shape, generator=torch.Generator().manual_seed(3), requires_grad=True)
     loss = tail.loss(rows, tail.run(rows, x_BTD, leaves), torch.where(valid, rows.ids_BT, -100), 7, leaves)
     loss.backward()
-    inputs = graphs.forward([3], x_BTD.detach(), mask, plain(leaves))
+    inputs = made.forward([3], x_BTD.detach(), mask, plain(leaves))
     # Each position with a next token, and that token.
     places = [(0, t) for t in range(5)] + [(1, t) for t in range(2)]
     labels = np.array([int(rows.ids_BT[b, t + 1]) for b, t in places])
     y_ND = torch.stack([inputs[-1][b, t] for b, t in places])
-    head = graphs.run("head", y=y_ND, labels=labels, scale=np.float32(1 / 7))
+    head = made.run("head", y=y_ND, labels=labels, scale=np.float32(1 / 7))
     assert float(head["loss"]) == pytest.approx(float(loss.detach()), rel=1e-5)
     g_BTD = torch.zeros_like(h_BTD.detach())
     for (b, t), row in zip(places, head["grad:y"], strict=True):
         g_BTD[b, t] = row
-    g_BTD, grads = graphs.backward([3], inputs, g_BTD, mask, plain(leaves))
+    g_BTD, grads = made.backward([3], inputs, g_BTD, mask, plain(leaves))
     assert x_BTD.grad is not None
     same(g_BTD[valid], x_BTD.grad[valid])
     check(grads, leaves)
@@ -135,7 +138,7 @@ def test_a_classifier_whose_layers_are_elsewhere(tmp_path: Path) -> None:
     manifest = export(base, plan, run, tmp_path / "graphs")
     assert set(manifest.graphs) == {"embed", "scores", "head"}
     assert all(graph.error < 1e-5 for graph in manifest.graphs.values())
-    graphs, rows = Graphs(tmp_path / "graphs"), Rows.of([[4, 8, 9, 30, 2, 7], [5, 6, 11]])
+    made, rows = Graphs(tmp_path / "graphs"), Rows.of([[4, 8, 9, 30, 2, 7], [5, 6, 11]])
     assert rows.ids_BT is not None
     mask, types = rows.mask_BT.numpy(), np.array([[0, 0, 0, 1, 1, 1], [0, 1, 1, 0, 0, 0]])
 
@@ -143,7 +146,7 @@ def test_a_classifier_whose_layers_are_elsewhere(tmp_path: Path) -> None:
     h_BTD = front.run(
         Rows(rows.ids_BT, rows.lengths, rows.starts, rows.width, types_BT=torch.from_numpy(types)), None, {}
     )
-    same(graphs.run("embed", e=graphs.table[rows.ids_BT.numpy()], mask=mask, types=types)["h"], h_BTD.detach())
+    same(made.run("embed", e=made.table[rows.ids_BT.numpy()], mask=mask, types=types)["h"], h_BTD.detach())
 
     tail, leaves = part(base, run, Span(2, 2, heads=True))
     y_BTD = torch.randn(h_BTD.shape, generator=torch.Generator().manual_seed(3), requires_grad=True)
@@ -151,26 +154,24 @@ def test_a_classifier_whose_layers_are_elsewhere(tmp_path: Path) -> None:
     loss = tail.loss(rows, y_BTD, labels, 2, leaves)
     loss.backward()
     given = {"y": y_BTD.detach(), "mask": mask, **plain(leaves)}
-    head = graphs.run("head", labels=labels, scale=np.float32(1 / 2), **given)
+    head = made.run("head", labels=labels, scale=np.float32(1 / 2), **given)
     assert float(head["loss"]) == pytest.approx(float(loss.detach()), rel=1e-5)
     assert y_BTD.grad is not None
     same(head["grad:y"], y_BTD.grad)
     check({name: head[f"grad:{name}"] for name in manifest.trained}, leaves)
-    same(graphs.run("scores", **given)["logits"], tail.logits(rows, y_BTD.detach(), leaves).detach())
+    same(made.run("scores", **given)["logits"], tail.logits(rows, y_BTD.detach(), leaves).detach())
 
 
-def test_a_graph_that_is_not_what_autograd_says_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedsplit.errors import InternalError
-    from fedsplit.split.export import trace
-
+def test_a_graph_that_is_not_what_autograd_says_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return grad * torch.sigmoid(x)
 
     monkeypatch.setattr(trace, "_silu_backward", wrong)
-    (tmp_path / "graphs").mkdir()
     base = open_base(str(tiny(tmp_path / "model", "llama", layers=1)))
-    run = RunFile(model=ModelSection(path="model", task="causal-lm"))
-    plan = ClientPlan(client="pi", topology=Topology.V, cut=Cut(1, 1), layers=(), batch=2)
-    with pytest.raises(InternalError, match=r"layer_grad\.0 differs from autograd"):
-        export(base, plan, run, tmp_path / "graphs")
-    assert not (tmp_path / "graphs" / "manifest.json").exists()
+    segment = write._segment(base, Span(0, 1), RunFile(model=ModelSection(path="model", task="causal-lm")))
+    params = write._examples(segment, {})
+    traced = graphs.layer_grad(segment, 0, params)
+    piece = write.Piece("grad", segment, traced, write._named_alike(segment, write._frozen(segment), 0))
+    write._write_graphs({"layer_grad.0": piece}, tmp_path)
+    with pytest.raises(InternalError, match=r"layer_grad\.0 differs from autograd by"):
+        write._checked(tmp_path, "layer_grad.0", traced)
