@@ -45,7 +45,7 @@ class Case:
 
 
 def rows(
-    models: str = "minilm,llama,bert", shapes: str = "8x64,16x96", steps: int = 6, seconds: float = 10.0
+    models: str = "minilm,llama", shapes: str = "8x64,16x96", steps: int = 6, seconds: float = 10.0
 ) -> list[dict[str, object]]:
     """Predicted and measured seconds of a step and peak memory of a client, for topologies, cuts and shapes.
 
@@ -54,7 +54,10 @@ def rows(
     """
     sizes = [_shape(text, steps) for text in words(shapes)]
     found: list[dict[str, object]] = []
-    with tempfile.TemporaryDirectory(prefix="fedsplit-") as scratch, _measured(Path(scratch), seconds) as profile:
+    with (
+        tempfile.TemporaryDirectory(prefix="fedsplit-") as scratch,
+        measured_profile(Path(scratch), seconds) as profile,
+    ):
         for model in words(models):
             source, task = model_and_task(model, Path(scratch))
             for shape in sizes:
@@ -81,7 +84,7 @@ def _cases(depth: int) -> Iterator[Case]:
 
 
 @contextmanager
-def _measured(folder: Path, seconds: float) -> Iterator[Path]:
+def measured_profile(folder: Path, seconds: float) -> Iterator[Path]:
     """This machine's profile on one thread, which both processes take for their own while the context lasts."""
     path, before = folder / "device.toml", {name: os.environ.get(name) for name in (OWN, "OMP_NUM_THREADS")}
     os.environ |= {OWN: str(path), "OMP_NUM_THREADS": "1"}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.devices.profile import DeviceProfile
-from fedsplit.plan.memory import CACHE_HOLES, CHURN, HEAP_HOLES, WORKING_LAYERS, logits, recompute
+from fedsplit.plan.memory import CACHE_HOLES, CHURN, HEAP_HOLES, WORKING_LAYERS, Memory, logits, recompute
 from fedsplit.plan.timing import head_s, speed
 from fedsplit.plan.types import Cut, Topology
 from fedsplit.plan.work import IN_FLIGHT, Work
@@ -171,13 +171,16 @@ class Grid:
         held = self.front.count_O + self.tail.count_O
         waiting = np.where(self.is_(Topology.LOCAL), 1, min(IN_FLIGHT, work.micro_batches))
         trained = self.front.lora_O + self.tail.lora_O + np.where(head & work.trains_head, card.head_trained, 0)
-        stays = held * work.layer_bytes + card.embedding_params * work.width_bytes + work.state_bytes * trained
-        stays += np.where(head, (card.head_params + card.norm_params) * work.width_bytes, 0)
+        ends = Memory(
+            weights=0, embedding=card.embedding_params * work.width_bytes,
+            head=(card.head_params + card.norm_params) * work.width_bytes, logits=logits(work),
+        ).on(work, accelerator=accelerator)  # fmt: skip
+        stays = held * work.layer_bytes + ends.embedding + work.state_bytes * trained + np.where(head, ends.head, 0)
         once = work.checkpoint
         twice = (self.front.back_O + self.tail.back_O) * once
         inside = np.where(twice > 0, recompute(work), 0)
         passing = waiting * kept(work, self.front, inputs_only=once) + kept(work, self.tail, inputs_only=once)
-        passing += inside + np.where(head, logits(work), 0)
+        passing += inside + np.where(head, ends.logits, 0)
         churn = np.where(accelerator, 0.0, CHURN * (twice + 1) * inside)
         return _with_holes(work, stays, passing + self._wire(work), held * work.layer_bytes > 0, accelerator, churn)
 

@@ -39,6 +39,8 @@ CACHE_HOLES = 0.1
 """The same on a GPU, whose caching allocator rounds and splits (estimate)."""
 CHURN = 0.45
 """Of a layer's inside, what each layer computed again leaves as holes in the heap (measured at 1 to 24 layers)."""
+SLABS_BYTES = 3 * (1 << 23)
+"""Of a streamed vocabulary at a time: rows, their float32 copy, their logits (``split/streamed.py``)."""
 WORKING_LAYERS = 0.5
 """Intermediate results of the layer being computed, as a share of what a layer keeps."""
 
@@ -72,8 +74,25 @@ class Memory:
         """Bytes that come and go with every step."""
         return self.acts_front + self.acts_tail + self.recompute + self.logits + self.wire
 
+    def on(self, work: Work, *, accelerator: bool) -> Memory:
+        """With a large vocabulary left in its file, as CPUs do: embedding, a language model's head, whole logits."""
+        if accelerator or not (self.embedding and work.streams):
+            return self
+        own, table = work.card.head_params, work.card.vocab * work.card.hidden
+        if work.card.task != "causal-lm" or not self.head:
+            return replace(self, embedding=self.embedding - table * work.width_bytes)
+        return replace(
+            self,
+            embedding=self.embedding - table * work.width_bytes,
+            head=self.head - own * work.width_bytes,
+            logits=min(self.logits, SLABS_BYTES),
+        )
+
     def with_holes(self, work: Work, device: DeviceProfile) -> Memory:
         """The peak of the process on ``device``. A device without a runtime of its own is an accelerator."""
+        return self.on(work, accelerator=not device.runtime_bytes)._with_holes(work, device)
+
+    def _with_holes(self, work: Work, device: DeviceProfile) -> Memory:
         share = HEAP_HOLES if device.runtime_bytes else CACHE_HOLES
         layer = work.peak_tokens * work.width_bytes * work.largest_kept
         working = WORKING_LAYERS * layer if self.weights else 0.0

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 from fedsplit.config.run import RunFile
 from fedsplit.plan.model import Linear, ModelCard, lora_params
+from fedsplit.plan.streaming import streams
 from fedsplit.plan.types import ClientPlan, Cut, Topology
 
 Count = TypeVar("Count", int, float)
@@ -68,6 +69,11 @@ class Work:
     def width_bytes(self) -> int:
         """Bytes of one element of the model's compute dtype, also on the wire (raw codec)."""
         return DTYPE_BYTES[self.dtype]
+
+    @property
+    def streams(self) -> bool:
+        """Whether a CPU leaves this model's vocabulary in its file."""
+        return streams(self.card.vocab, self.card.hidden, self.width_bytes)
 
     @property
     def layer_bytes(self) -> int:

@@ -8,10 +8,11 @@ import msgspec
 import pytest
 from families import config_of
 
+from fedsplit.devices.find import find
 from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.plan.card import card
 from fedsplit.plan.grid import Grid
-from fedsplit.plan.memory import Memory, adapter_bytes, client_memory, disk_bytes, server_memory
+from fedsplit.plan.memory import SLABS_BYTES, Memory, adapter_bytes, client_memory, disk_bytes, server_memory
 from fedsplit.plan.timing import head_s, layers_s, step_times, traffic
 from fedsplit.plan.types import Cut, Topology
 from fedsplit.plan.work import Work, loss_chunk
@@ -214,3 +215,17 @@ def test_arrays_of_checkpointed_plans(accelerator: bool) -> None:
     (found,) = Grid(works=[work], chosen=chosen).client_MO(accelerator=accelerator)
     wanted = [client_memory(work, *one).with_holes(work, device) for one in chosen]
     assert found.tolist() == [memory.total - memory.runtime for memory in wanted]
+
+
+def test_a_large_vocabulary_stays_in_its_file_on_a_cpu_only() -> None:
+    live, table = client_memory(WORK, Topology.U, Cut(2, 15)), 128_256 * 2048 * 2
+    device = find("laptop_x86_4core")
+    gpu = msgspec.structs.replace(device, runtime_bytes=0)
+    assert live.with_holes(WORK, gpu).embedding == table
+    found = live.with_holes(WORK, device)
+    assert (found.embedding, found.head) == (0, live.head)
+    assert found.logits == SLABS_BYTES < live.logits
+    alone = client_memory(WORK, Topology.V, Cut(2, 16)).with_holes(WORK, device)
+    assert (alone.embedding, alone.head, alone.logits) == (0, 0, 0)
+    small = replace(WORK, card=msgspec.structs.replace(WORK.card, vocab=32_000))
+    assert client_memory(small, Topology.U, Cut(2, 15)).with_holes(small, device).embedding == live.embedding
