@@ -17,6 +17,7 @@ from fedsplit.cli.gathered import Gathered
 from fedsplit.cli.plan_picture import picture
 from fedsplit.cli.plan_plot import check_plot, write_plot
 from fedsplit.cli.plan_table import print_explanation, print_plan
+from fedsplit.cli.report import report
 from fedsplit.config.load import load
 from fedsplit.config.run import RunFile
 from fedsplit.devices.change import what_if
@@ -34,7 +35,8 @@ from fedsplit.plan.types import Plan
 
 
 def plan(
-    run_file: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="The run file.")],
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="The run file; or: report RUN.")],
+    run_folder: Annotated[Path | None, typer.Argument(metavar="RUN", hidden=True)] = None,
     fleet: Annotated[str, typer.Option("--fleet", help="Fleet file, or home, campus, hospital, thousand.")] = "",
     server: Annotated[str, typer.Option("--server", help="Profile of the server's machine.")] = "",
     explain: Annotated[str, typer.Option("--explain", metavar="CLIENT", help="Show a client's arithmetic.")] = "",
@@ -46,7 +48,13 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Plan every device of a run: topology, cut, memory, time, bytes, what the server can learn, and why."""
+    """Plan every device of a run: topology, cut, memory, time, bytes, what the server can learn, and why.
+
+    'fedsplit plan report RUN' is 'fedsplit report RUN': the plan of a run against what happened.
+    """
+    if run_folder is not None:
+        _report(run_file, run_folder, as_json)
+        return
     if plot is not None:
         check_plot(plot)
     run = load(run_file)
@@ -66,6 +74,13 @@ def plan(
         print_explanation(found.clients[0], asked[explain])
     else:
         print_plan(found, asked)
+
+
+def _report(word: Path, folder: Path, as_json: bool) -> None:
+    if str(word) != "report":
+        found = f"two names, {str(word)!r} and {str(folder)!r}"
+        raise ConfigError([Problem("arguments", found, "one run file, or: fedsplit plan report RUN")])
+    report(folder, as_json)
 
 
 def _plan(asked: Mapping[str, Question], explain: str) -> tuple[Plan, Mapping[str, Question]]:

@@ -50,8 +50,8 @@ def test_what_the_client_said_counts_before_what_the_server_saw(journal: Journal
     assert laptop.up_bytes.ratio is None
 
 
-def fedsplit(*args: str, code: int = 0) -> str:
-    shown = CliRunner(env={"COLUMNS": "140"}).invoke(make_app(VERBS), ["report", *args])
+def fedsplit(*args: str, code: int = 0, verb: tuple[str, ...] = ("report",)) -> str:
+    shown = CliRunner(env={"COLUMNS": "140"}).invoke(make_app(VERBS), [*verb, *args])
     assert shown.exit_code == code, shown.stderr
     return shown.output
 
@@ -65,6 +65,7 @@ def test_table_and_json(journal: Journal, tmp_path: Path) -> None:
     rows = json.loads(fedsplit(str(tmp_path), "--json"))
     assert [row["client"] for row in rows] == ["laptop", "pi"]
     assert rows[1]["memory_bytes"] == {"predicted": 400_000_000, "actual": 500_000_000}
+    assert fedsplit(str(tmp_path), verb=("plan", "report")) == table
 
 
 def test_folders_without_a_run(tmp_path: Path) -> None:
