@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import traceback
@@ -51,6 +52,10 @@ def reported(*, debug: bool = False) -> Iterator[None]:
     except (KeyboardInterrupt, typer.Abort) as interrupt:  # Abort: Ctrl-C at a question
         _say("interrupted", str(interrupt) or "stopped as you asked")
         raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # `fedsplit plan … | head`: the reader has what it wanted. Quiet, with rich's code; Python flushes once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
     except Exception as error:
         if _is_the_frames(error):
             raise
@@ -111,7 +116,7 @@ def _missing(error: ImportError) -> FedsplitError:
     if package in EXTRAS:
         return MissingExtra(package, EXTRAS[package])
     if package in ("fedsplit", "fedsplit_server", "fedsplit_client"):
-        return FedsplitError(f"this version of fedsplit does not have that command yet ({error})")
+        return FedsplitError(f"{error}: this installation is not whole; install fedsplit again with pip")
     return InternalError(f"{error}; reinstall fedsplit, and report it if that does not help")
 
 
