@@ -38,6 +38,7 @@ from fedsplit.plan.question import Question, options_of, questions
 from fedsplit.plan.solve import solve
 from fedsplit.plan.types import Cut, Topology
 from fedsplit.probe.layer import Shape, torch_pass
+from fedsplit.probe.speed import COPY_BYTES, ROWS, TINY
 
 Measure = Callable[[DeviceProfile, float, Option, int], list[float]]
 SERVER_SHARE = 0.5
@@ -45,9 +46,6 @@ SERVER_SHARE = 0.5
 AGAIN = 2
 """Cuts beside the planned one that are measured a second time."""
 PLENTY = 2**36
-ROWS = (1, 2, 4, 8)
-TINY = Shape(hidden=16, ffn=32, heads=2, rows=1, tokens=4)
-COPIED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,9 +221,9 @@ def this_core(seconds: float = 1.0) -> DeviceProfile:
         layers = [Shape(rows=rows) for rows in ROWS]
         flops = max(one.operations / _alone(torch_pass(one, "float32", "cpu"), seconds) for one in layers)
         overhead = _alone(torch_pass(TINY, "float32", "cpu"), seconds) / 2
-        source = torch.ones(COPIED_BYTES // 4)
+        source = torch.ones(COPY_BYTES // 4)
         target = torch.empty_like(source)
-        bandwidth = 2 * COPIED_BYTES / _alone(lambda: target.copy_(source), seconds)
+        bandwidth = 2 * COPY_BYTES / _alone(lambda: target.copy_(source), seconds)
     finally:
         torch.set_num_threads(before)
     return DeviceProfile(

@@ -22,7 +22,7 @@ class Runner:
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int = 0) -> None:
         self.folder, self.manifest = folder, manifest
-        self._options = _options(threads)
+        self._threads = threads
         self._sessions: dict[str, Any] = {}
         self._table = Lookup(folder / TABLE, manifest.table) if manifest.table is not None else None
 
@@ -39,15 +39,15 @@ class Runner:
         return self._table.rows(ids_BT)
 
     def _load(self, name: str) -> Any:
-        import onnxruntime
-
         path = self.folder / self.manifest.graphs[name].file
         try:
-            session = onnxruntime.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
+            session = open_session(path, self._threads)
+        except MissingExtra:
+            raise
         except Exception as error:  # onnxruntime has a dozen kinds of errors of its own
             first = str(error).splitlines()[0]
-            fix = f"made for ONNX opset {self.manifest.opset}, this is onnxruntime {onnxruntime.__version__}"
-            raise DataError(f"cannot be run: {first} ({fix}; with {WEIGHTS} beside it)", str(path)) from error
+            fix = f"made for ONNX opset {self.manifest.opset}; is {WEIGHTS} beside it, and onnxruntime recent enough?"
+            raise DataError(f"cannot be run: {first} ({fix})", str(path)) from error
         self._sessions[name] = session
         return session
 
@@ -82,7 +82,8 @@ class Lookup:
         return shaped
 
 
-def _options(threads: int) -> Any:
+def open_session(path: Path, threads: int = 0) -> Any:
+    """An onnxruntime session as devices run it. Raises MissingExtra; and what onnxruntime raises on a broken graph."""
     try:
         import onnxruntime
     except ImportError:
@@ -92,4 +93,4 @@ def _options(threads: int) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.disable_prepacking", "1")
-    return options
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

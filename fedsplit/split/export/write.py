@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fedsplit.config.run import RunFile, Task
 from fedsplit.edge.manifest import TABLE, VERSION, WEIGHTS, Graph, Manifest, Table, save
-from fedsplit.errors import ConfigError, InternalError, MissingExtra, Problem
+from fedsplit.edge.runner import open_session
+from fedsplit.errors import ConfigError, InternalError, Problem
 from fedsplit.plan.types import ClientPlan, Topology
 from fedsplit.split.base import Base
 from fedsplit.split.export import graphs
@@ -197,22 +198,12 @@ def _write_table(base: Base, folder: Path) -> Table | None:
 
 def _checked(folder: Path, name: str, traced: Traced) -> Graph:
     file = f"{name}.onnx"
-    session = _session(folder / file)
+    session = open_session(folder / file)
     error = max(_error(session, traced, sizes) for sizes in ({}, *OTHER_SIZES))
     if not error <= TOLERANCE:
         raise InternalError(f"the exported graph {name} differs from autograd by {error:.1e} (allowed {TOLERANCE:g})")
     used = tuple(one.name for one in session.get_inputs())
     return Graph(file=file, inputs=used, outputs=tuple(one.name for one in session.get_outputs()), error=error)
-
-
-def _session(path: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtra("onnxruntime, which checks exported graphs,", "edge") from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _error(session: Any, traced: Traced, sizes: Mapping[str, int]) -> float:
