@@ -91,6 +91,8 @@ class Hello(Message, tag="hello", frozen=True, kw_only=True):
     """Identity of the base weights this client already holds; empty: it wants them from the server."""
     topology: str = ""
     """A topology the owner insists on; empty: planned."""
+    backend: str = "torch"
+    """What the device computes with: ``torch`` wants the base's weights, ``edge`` the plan's part as ONNX graphs."""
     profile: DeviceProfile | None = None
     data: DataSummary | None = None
 
@@ -109,7 +111,10 @@ class Welcome(Message, tag="welcome", frozen=True, kw_only=True):
 
 
 class Refuse(Message, tag="refuse", frozen=True, kw_only=True):
-    """S→C. ``code``: ``name-taken``, ``bad-invite``, ``protocol``, ``base``, ``no-plan``, ``stale`` or ``turn``."""
+    """S→C. ``code``: ``name-taken``, ``bad-invite``, ``protocol``, ``base``, ``no-plan``, ``stale``, ``turn``, …
+
+    ``content``: the tensors do not fit the model, and repeating the round would not mend it.
+    """
 
     code: str
     reason: str
