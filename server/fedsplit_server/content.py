@@ -23,10 +23,14 @@ from fedsplit.wire.messages import Backward, Exchange, Forward
 _DTYPES = {"float32": "f32", "bfloat16": "bf16"}
 
 
+class WrongContent(RemoteProtocolError):
+    """A message that would be wrong again if its sender repeated the round: its part in the run is over."""
+
+
 def check_content(
     message: Exchange, tensors: Mapping[str, WireTensor], model: ModelSection, base: Base, *, labels_here: bool
 ) -> None:
-    """:raises RemoteProtocolError: says what was found and expected; nothing has been computed."""
+    """:raises WrongContent: says what was found and expected; nothing has been computed."""
     match message:
         case Forward():
             _hidden("h", tensors, model, base)
@@ -40,10 +44,10 @@ def check_content(
 def _hidden(name: str, tensors: Mapping[str, WireTensor], model: ModelSection, base: Base) -> None:
     tensor = tensors.get(name)
     if tensor is None:
-        raise RemoteProtocolError(f"found no tensor {name!r}, expected hidden states of shape (tokens, width)")
+        raise WrongContent(f"found no tensor {name!r}, expected hidden states of shape (tokens, width)")
     wanted = _DTYPES[model.dtype]
     if tensor.dtype != wanted or len(tensor.shape) != 2 or tensor.shape[1] != base.hidden_size:
-        raise RemoteProtocolError(
+        raise WrongContent(
             f"tensor {name!r}: found {tensor.dtype} of shape {tensor.shape}, "
             f"expected {wanted} of (tokens, {base.hidden_size})"
         )
@@ -53,32 +57,32 @@ def _rows(message: Forward, h_ND: WireTensor, model: ModelSection) -> None:
     try:
         rows = Rows(None, tuple(message.lengths), tuple(message.starts), message.width)
     except DataError as error:
-        raise RemoteProtocolError(str(error)) from None
+        raise WrongContent(str(error)) from None
     if rows.tokens != h_ND.shape[0]:
-        raise RemoteProtocolError(f"the samples have {rows.tokens} tokens, tensor 'h' {h_ND.shape[0]}")
+        raise WrongContent(f"the samples have {rows.tokens} tokens, tensor 'h' {h_ND.shape[0]}")
     if model.task != "image-classification" and message.width > model.max_length:
-        raise RemoteProtocolError(f"rows of {message.width} tokens, at most model.max_length = {model.max_length}")
+        raise WrongContent(f"rows of {message.width} tokens, at most model.max_length = {model.max_length}")
 
 
 def _labels(message: Forward, labels: WireTensor | None, model: ModelSection, base: Base) -> None:
     """In topology ``v`` a label out of range would end the loss in an index error."""
     if labels is None:
-        raise RemoteProtocolError("found no tensor 'labels'; topology v computes the loss here")
+        raise WrongContent("found no tensor 'labels'; topology v computes the loss here")
     language = model.task == "causal-lm"
     wanted = "f32" if model.task == "regression" else "i64"
     count = sum(message.lengths) if language else len(message.lengths)
     if labels.dtype != wanted or labels.shape != (count,):
-        raise RemoteProtocolError(
+        raise WrongContent(
             f"tensor 'labels': found {labels.dtype} of shape {labels.shape}, expected {wanted} of ({count},)"
         )
     values: NDArray[Any] = labels.numpy()
     if model.task == "regression":
         if not np.isfinite(values).all():
-            raise RemoteProtocolError("tensor 'labels' holds a number that is not finite")
+            raise WrongContent("tensor 'labels' holds a number that is not finite")
         return
     classes = int(base.config.vocab_size) if language else len(model.labels)
     outside = (values < 0) | (values >= classes)
     if language:
         outside &= values != IGNORED
     if outside.any():
-        raise RemoteProtocolError(f"tensor 'labels' holds {values[outside][0]}, expected 0 to {classes - 1}")
+        raise WrongContent(f"tensor 'labels' holds {values[outside][0]}, expected 0 to {classes - 1}")

@@ -29,6 +29,7 @@ from fedsplit.wire.messages import (
 )
 from fedsplit.wire.session import Verdict
 from fedsplit_server.admission import Admission
+from fedsplit_server.content import WrongContent
 from fedsplit_server.course import Course
 from fedsplit_server.desk import Desk, Out, where
 from fedsplit_server.inference import Inference
@@ -80,6 +81,9 @@ class Coordinator:
             if verdict is Verdict.STALE and not isinstance(message, Update):
                 return []
             return self._noted(self._from_member(member, packet, now), now)
+        except WrongContent as error:
+            self._ledger.forget(member.name)
+            return [Out(member.name, Refuse(code="content", reason=str(error), fix="use the same version of fedsplit"))]
         except RemoteProtocolError as error:
             # What is left of its step cannot be completed. It says hello again and repeats its round.
             self._ledger.forget(member.name)

@@ -38,7 +38,7 @@ from fedsplit.wire.messages import (
     Missing,
     Prepare,
 )
-from fedsplit_server.content import check_content
+from fedsplit_server.content import WrongContent, check_content
 from fedsplit_server.gates import Free, Gate, Parked, gate
 
 
@@ -195,7 +195,7 @@ class Desk:
         tokens = self._sizes.get((name, message.step, message.micro))
         # A forward that is not known answers Missing, as one whose graph was dropped.
         if isinstance(message, Backward) and tokens is not None and packet.tensors["g"].shape[0] != tokens:
-            raise RemoteProtocolError(
+            raise WrongContent(
                 f"tensor 'g': found {packet.tensors['g'].shape[0]} tokens, expected {tokens} as in its forward"
             )
 
