@@ -28,6 +28,7 @@ BENCHES = (
     Verb("large", "fedsplit.cli.bench_large:rows", "Steps of a small client on a model of 1.2 billion parameters."),
     Verb("plan", "fedsplit.cli.bench_plan:rows", "How long planning takes, and what simpler rules would give."),
     Verb("emulated", "fedsplit.cli.bench_emulated:rows", "The planned cut against all others, on emulated devices."),
+    Verb("merge", "fedsplit.cli.bench_merge:rows", "Merging a round from thin factors against the dense SVD."),
     Verb("predict", "fedsplit.cli.bench_predict:rows", "What the planner predicts, beside what happens."),
 )
 

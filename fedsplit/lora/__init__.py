@@ -2,5 +2,17 @@
 
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey, digest, flatten, select, unflatten
 from fedsplit.lora.lowrank import LowRank, stack
+from fedsplit.lora.streaming import RunningSum
 
-__all__ = ["Adapter", "Head", "LowRank", "ModuleKey", "digest", "flatten", "select", "stack", "unflatten"]
+__all__ = [
+    "Adapter",
+    "Head",
+    "LowRank",
+    "ModuleKey",
+    "RunningSum",
+    "digest",
+    "flatten",
+    "select",
+    "stack",
+    "unflatten",
+]

@@ -96,9 +96,13 @@ class LowRank:
         fixed by the first largest entry of each left vector, so that every machine gives the same factors. The zero
         matrix keeps its first rows of A with B = 0, so that it can go on learning.
         """
+        return self.nearest(rank)[0]
+
+    def nearest(self, rank: int) -> tuple[LowRank, float]:
+        """``truncate(rank)`` and how far it is from ``self``: the Frobenius norm of what was cut off (0: nothing)."""
         if rank < 0:
             raise DataError(f"cannot truncate to rank {rank}: expected 0 or more")
-        return self if rank >= self.rank else self._best(rank)
+        return (self, 0.0) if rank >= self.rank else self._best(rank)
 
     def compress(self) -> LowRank:
         """The same matrix with at most min(M, N) components."""
@@ -144,16 +148,17 @@ class LowRank:
         """M x N. For tests and reports on small layers only."""
         return self.B_MR @ self.A_RN
 
-    def _best(self, rank: int) -> LowRank:
+    def _best(self, rank: int) -> tuple[LowRank, float]:
         xp = array_namespace(self.B_MR)
         left_MP, core_PQ, right_NQ = _core(self)
         u_PS, s_S, vt_SQ = _svd(xp, core_PQ)
         if rank == 0 or float(s_S[0]) == 0.0:
             zero = LowRank.zeros(self, rank)
-            return LowRank(zero.B_MR, self.A_RN[:rank, :])
+            return LowRank(zero.B_MR, self.A_RN[:rank, :]), float(xp.linalg.vector_norm(s_S))
         u_MR, v_RN = left_MP @ u_PS[:, :rank], vt_SQ[:rank, :] @ right_NQ.T
         sign_R = _signs(xp, u_MR)
-        return LowRank(u_MR * (s_S[:rank] * sign_R), v_RN * sign_R[:, None])
+        lost = float(xp.linalg.vector_norm(s_S[rank:]))
+        return LowRank(u_MR * (s_S[:rank] * sign_R), v_RN * sign_R[:, None]), lost
 
 
 def stack(parts: tuple[LowRank, ...] | list[LowRank]) -> LowRank:
