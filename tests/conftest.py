@@ -49,10 +49,10 @@ def minilm() -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A plain ``pytest`` leaves out what takes minutes; ``-m soak`` asks for it."""
+    """A plain ``pytest`` leaves out what takes minutes; ``-m soak`` and ``-m arm`` ask for it."""
     if config.option.markexpr:
         return
-    long = [item for item in items if item.get_closest_marker("soak")]
+    long = [item for item in items if any(map(item.get_closest_marker, ("soak", "arm")))]
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in set(long)]
