@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from fedsplit.errors import DataError
 
@@ -42,6 +44,16 @@ class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def row_bytes(self) -> int:
         return {"f32": 4 * self.width, "bf16": 2 * self.width, "i8": self.width + 4}[self.dtype]
+
+    def floats(self, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Rows as they are in the file, (N, row_bytes), as float32, (N, width)."""
+        if self.dtype == "i8":
+            scale = raw[:, self.width :].copy().view("<f4")
+            scaled: NDArray[np.float32] = raw[:, : self.width].view(np.int8).astype(np.float32) * scale
+            return scaled
+        if self.dtype == "bf16":
+            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+        return raw.view("<f4")
 
 
 class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -5,6 +5,7 @@ Weights stay mapped from the disk: packed copies would be faster by a little and
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ class Runner:
 
 
 class Lookup:
-    """A table of embeddings that is read where it lies."""
+    """A table of embeddings whose rows are read from its file when they are asked for.
+
+    Read, not mapped: pages of a mapping count as this process's memory until the system wants them back.
+    """
 
     def __init__(self, path: Path, table: Table) -> None:
         found = path.stat().st_size if path.is_file() else 0
@@ -62,35 +66,51 @@ class Lookup:
             raise DataError(
                 f"found {found:,} bytes, expected {expected}; delete the folder to fetch it again", str(path)
             )
-        self._table = table
-        self._rows = np.memmap(path, np.uint8, "r", shape=(table.rows, table.row_bytes))
+        self._path, self._table = path, table
 
     def rows(self, ids: NDArray[np.int64]) -> Floats:
-        """(…, D) in float32. Raises DataError for an id outside the table."""
+        """(…, D) in float32. Raises DataError for an id outside the table, or a file that was cut meanwhile."""
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self._table.rows:
             raise DataError(f"found token {int(ids.max())}, the model has {self._table.rows}: another tokenizer?")
-        raw = np.asarray(self._rows[ids.reshape(-1)])
-        width = self._table.width
-        if self._table.dtype == "i8":
-            scale = raw[:, width:].copy().view("<f4")
-            found = raw[:, :width].view(np.int8).astype(np.float32) * scale
-        elif self._table.dtype == "bf16":
-            found = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-        else:
-            found = raw.view("<f4")
-        shaped: Floats = found.reshape(*ids.shape, width)
-        return shaped
+        unique, places = np.unique(ids, return_inverse=True)
+        found: Floats = self._table.floats(self._read(unique))[places.reshape(-1)]
+        return found.reshape(*ids.shape, self._table.width)
+
+    def _read(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        size = self._table.row_bytes
+        raw = np.empty((len(ids), size), np.uint8)
+        with self._path.open("rb", buffering=0) as stream:
+            for row, place in zip(raw, ids.tolist(), strict=True):
+                stream.seek(place * size)
+                if stream.readinto(row.data) != size:
+                    raise DataError(f"ends before row {place}; delete the folder to fetch it again", str(self._path))
+        return raw
 
 
 def open_session(path: Path, threads: int = 0) -> Any:
-    """An onnxruntime session as devices run it. Raises MissingExtra; and what onnxruntime raises on a broken graph."""
+    """An onnxruntime session as devices run it. Raises MissingExtra; and what onnxruntime raises on a broken graph.
+
+    All sessions share one pool of memory, grown by what is asked for: what a layer frees the next one uses. Patterns of
+    memory, one block for all of a graph's values, would be blocks of different sizes that leave holes.
+    """
     try:
         import onnxruntime
     except ImportError:
         raise MissingExtra("onnxruntime", "edge") from None
+    _share_memory()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.disable_prepacking", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@cache
+def _share_memory() -> None:
+    import onnxruntime
+
+    grown = onnxruntime.OrtArenaCfg({"max_mem": 0, "arena_extend_strategy": 1, "initial_chunk_size_bytes": 1 << 16})
+    kind, where = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+    onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, where), grown)
