@@ -44,7 +44,8 @@ class Looked(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
         self.padding_idx = getattr(table, "padding_idx", None)
-        self.scale = getattr(table, "scalar_embed_scale", None)
+        # The second is a streamed table's name for it.
+        self.scale = getattr(table, "scalar_embed_scale", getattr(table, "scale", None))
         self.value: Tensor | None = None
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ a second copy, in memory of its own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,11 +23,14 @@ SMALL = 1024
 
 
 class WeightFile:
-    """Context manager: writes ``path``; ``bind`` gives a graph its weights."""
+    """Context manager: writes ``path``; ``bind`` gives a graph its weights.
 
-    def __init__(self, path: Path) -> None:
+    ``others``: what whole files beside ``path`` hold, by their ``content``; a tied head is in the embedding's table.
+    """
+
+    def __init__(self, path: Path, others: Mapping[bytes, str] | None = None) -> None:
         self.path = path
-        self._places: dict[bytes, int] = {}
+        self._places = {key: (name, 0) for key, name in (others or {}).items()}
 
     def __enter__(self) -> WeightFile:
         self._file: BinaryIO = self.path.open("wb")
@@ -48,19 +51,28 @@ class WeightFile:
                 value.const_value = onnx_ir.tensor(array, name=name)
                 continue
             kind = onnx_ir.DataType.from_numpy(array.dtype)
+            file, offset = self._put(array)
             value.const_value = onnx_ir.ExternalTensor(
-                self.path.name, self._put(array), array.nbytes, kind, shape=onnx_ir.Shape(array.shape), name=name,
+                file, offset, array.nbytes, kind, shape=onnx_ir.Shape(array.shape), name=name,
                 base_dir=str(self.path.parent),
             )  # fmt: skip
 
-    def _put(self, array: NDArray[Any]) -> int:
-        raw = array.tobytes()
-        key = hashlib.blake2b(raw, digest_size=20).digest()
+    def _put(self, array: NDArray[Any]) -> tuple[str, int]:
+        raw = array.data.cast("B")  # no copy: a head of a large vocabulary is a gigabyte
+        key = content([raw])
         if key not in self._places:
             self._file.write(bytes(-self._file.tell() % ALIGNMENT))
-            self._places[key] = self._file.tell()
+            self._places[key] = self.path.name, self._file.tell()
             self._file.write(raw)
         return self._places[key]
+
+
+def content(pieces: Iterable[Any]) -> bytes:
+    """What bytes are known by, given piece after piece."""
+    digest = hashlib.blake2b(digest_size=20)
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()
 
 
 def stripped(model: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,22 @@ from fedsplit.errors import ConfigError, InternalError, Problem
 from fedsplit.plan.types import ClientPlan, Topology
 from fedsplit.split.base import Base
 from fedsplit.split.export import graphs
+from fedsplit.split.export.kept import Traces
 from fedsplit.split.export.trace import OPSET, Traced, to_onnx
-from fedsplit.split.export.weights import WeightFile, stripped, untransposed
+from fedsplit.split.export.weights import WeightFile, content, stripped, untransposed
 from fedsplit.split.segment import Segment, build
 from fedsplit.split.span import Span, part_of
 
 TOLERANCE = 1e-5
 """Largest difference from autograd, over the largest value, in float32."""
+ROWS = 1024
+"""Of the token embedding, held at a time."""
 OTHER_SIZES = ({"batch": 2, "tokens": 13, "positions": 3}, {"batch": 1, "tokens": 4, "positions": 1})
 """Shapes besides the traced one at which a graph is checked."""
 
 
-def export(base: Base, plan: ClientPlan, run: RunFile, folder: Path) -> Manifest:
-    """Write the graphs of ``plan`` into ``folder``, which exists.
+def export(base: Base, plan: ClientPlan, run: RunFile, folder: Path, *, traces: Path | None = None) -> Manifest:
+    """Write the graphs of ``plan`` into ``folder``, which exists. ``traces``: where traced graphs are kept for others.
 
     Raises ConfigError for LoRA on the embedding; MissingExtra without onnxscript and onnxruntime; InternalError when a
     graph's numbers are not autograd's.
@@ -44,8 +48,8 @@ def export(base: Base, plan: ClientPlan, run: RunFile, folder: Path) -> Manifest
     for segment in segments:
         pieces |= _pieces(segment, params := _examples(segment, ranks))
         shapes |= {name: tuple(value.shape) for name, value in params.items()}
-    table = _write_table(base, folder)
-    ir_version = _write_graphs(pieces, folder)
+    table, held = _write_table(base, folder)
+    ir_version = _write_graphs(pieces, folder, Traces(traces, run) if traces else None, held)
     last = segments[-1] if tail else None
     manifest = Manifest(
         version=VERSION, model=base.family.name, task=run.model.task, hidden=base.hidden_size, layers=tuple(layers),
@@ -83,7 +87,7 @@ def _segment(base: Base, span: Span, run: RunFile) -> Segment:
     """Attention in its explicit form: the fused one's backward has no form in ONNX."""
     segment = build(
         base, span, task=run.model.task, num_labels=len(run.model.labels) or None, lora=run.lora,
-        train_head=run.model.head != "frozen", attention="eager",
+        train_head=run.model.head != "frozen", attention="eager", map_embedding=not span.heads,
     )  # fmt: skip
     held = {*graphs.head_names(segment)} if span.heads else set()
     for index in range(span.lo, span.hi):
@@ -114,13 +118,16 @@ def _pieces(segment: Segment, params: Mapping[str, Tensor]) -> Iterator[tuple[st
         kind, own = f"{_kind(segment, index)} {sorted(ranks)}", _named_alike(segment, frozen, index)
         yield f"layer.{index}", Piece(f"layer {kind}", segment, graphs.layer(segment, index, params), own)
         yield f"layer_grad.{index}", Piece(f"grad {kind}", segment, graphs.layer_grad(segment, index, params), own)
+    rest = {name: value for name, value in frozen.items() if not name.startswith(f"{segment.layers_path}.")}
     if span.heads:
-        yield "scores", Piece("scores", segment, graphs.scores(segment, params), frozen)
-        yield "head", Piece("head", segment, graphs.head(segment, params), frozen)
+        yield "scores", Piece("scores", segment, graphs.scores(segment, params), rest)
+        yield "head", Piece("head", segment, graphs.head(segment, params), rest)
     if span.embeds:
         # BERT has a kind of embedding for the second text of a pair; with one kind alone nothing is to be chosen.
         types = getattr(segment.base.config, "type_vocab_size", 0) > 1
-        yield "embed", Piece("embed", segment, graphs.embed(segment, types=types), _frozen(segment))
+        looked = graphs.embed(segment, types=types)
+        kept = {*_frozen(segment)}  # the table is looked up outside by now
+        yield "embed", Piece("embed", segment, looked, {name: value for name, value in rest.items() if name in kept})
 
 
 def _kind(segment: Segment, index: int) -> str:
@@ -153,15 +160,19 @@ def _frozen(segment: Segment) -> dict[str, Tensor]:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _write_graphs(pieces: Mapping[str, Piece], folder: Path) -> int:
-    """Returns the newest version of ONNX's own format among them."""
+def _write_graphs(
+    pieces: Mapping[str, Piece], folder: Path, traces: Traces | None = None, held: Mapping[bytes, str] | None = None
+) -> int:
+    """Returns the newest version of ONNX's own format among them. ``held``: as ``WeightFile``'s ``others``."""
     import onnx_ir
 
     models: dict[str, Any] = {}
-    with WeightFile(folder / WEIGHTS) as weights:
+    with WeightFile(folder / WEIGHTS, held) as weights:
         for name, piece in pieces.items():
             if piece.kind not in models:
-                models[piece.kind] = _traced(name, piece)
+                make = partial(_traced, name, piece)
+                kept = traces and traces.get(piece.kind, piece.segment, piece.traced, piece.weights, make)
+                models[piece.kind] = kept or make()
             weights.bind(models[piece.kind], piece.weights)
             onnx_ir.save(models[piece.kind], folder / f"{name}.onnx")
     return max(int(model.ir_version) for model in models.values())
@@ -181,16 +192,24 @@ def _traced(name: str, piece: Piece) -> Any:
     return model
 
 
-def _write_table(base: Base, folder: Path) -> Table | None:
-    """The token embedding in float32; None for images."""
+def _write_table(base: Base, folder: Path) -> tuple[Table | None, dict[bytes, str]]:
+    """The token embedding in float32, and what its file is known by; nothing for images. A few rows at a time."""
     if not base.family.vocabulary:
-        return None
+        return None, {}
     task: Task = "causal-lm" if "causal-lm" in base.family.heads else "classification"
     names = base.names(task, 2)
     stored = base.checkpoint.tensors[names.stored[f"{names.prefix}.{base.family.vocabulary}"]]
-    table = stored.read(torch.float32, torch.device("cpu")).numpy()
-    table.astype("<f4").tofile(folder / TABLE)
-    return Table(rows=table.shape[0], width=table.shape[1], dtype="f32")
+    rows, width = stored.shape
+    with (folder / TABLE).open("wb") as file:
+
+        def written() -> Iterator[bytes]:
+            for first in range(0, rows, ROWS):
+                slab = stored.slab(first, min(ROWS, rows - first), torch.float32).numpy().astype("<f4").tobytes()
+                file.write(slab)
+                yield slab
+
+        key = content(written())
+    return Table(rows=rows, width=width, dtype="f32"), {key: TABLE}
 
 
 # ---- checking --------------------------------------------------------------------------------------------------------
