@@ -18,6 +18,7 @@ from fedsplit.config.run import (
     ClientSection,
     EvaluateSection,
     ModelSection,
+    PlanSection,
     PolicySection,
     RoundsSection,
     RunFile,
@@ -62,6 +63,8 @@ def write_run(
         train=TrainSection(rounds=shape.rounds, steps=shape.steps, batch=shape.batch),
         rounds=RoundsSection(clients=len(clients), deadline_s=3600.0),
         server=ServerSection(port=0),
+        # Medians are measured here, so that a median is what must be predicted.
+        plan=PlanSection(robust=False),
         policy=PolicySection(exposes_tokens="w" in topologies, shares_labels="v" in topologies),
         evaluate=EvaluateSection(every=0, clients=False),
         clients=tuple(clients),

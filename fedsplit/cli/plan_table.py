@@ -110,8 +110,8 @@ def print_explanation(client: ClientPlan, question: Question, console: Console |
     option, device = chosen(client, question), question.device
     link = device.link
     facts = [
-        f"{device.name}: {speed(device.flops['float32'])}, {size(device.memory_bandwidth_bps)}/s memory, "
-        f"{size(device.budget_bytes)} to use",
+        f"{device.name}: {speed(device.flops['float32'])}{_measured(question)}, "
+        f"{size(device.memory_bandwidth_bps)}/s memory, {size(device.budget_bytes)} to use",
         f"link: {rate(link.up_bps)} up, {rate(link.down_bps)} down, {duration(link.latency_s)}" if link else "no link",
         f"server: {(question.server or ASSUMED_SERVER).name}, {question.share:.3g} of it{_link_share(question)}",
     ]
@@ -126,6 +126,12 @@ def print_explanation(client: ClientPlan, question: Question, console: Console |
     console.print(Text(client.exposure, style="italic"), soft_wrap=True)
     console.print(_candidates(question, option, whole=not cut_down(client, question)))
     console.print(_frontier(question, option))
+
+
+def _measured(question: Question) -> str:
+    """What was measured, where plans count on less of it (``plan.robust``)."""
+    usual = question.usual[0] if question.usual else question.device
+    return f" ({speed(usual.flops['float32'])} / {usual.caution:.3g})" if usual != question.device else ""
 
 
 def _frontier(question: Question, chosen: Option) -> Table:

@@ -99,7 +99,7 @@ def _compared(plan: ClientPlan, steps: Sequence[StepRow], costs: Sequence[Metric
         client=plan.client,
         plan=describe(plan.topology, plan.cut),
         steps=len(seen),
-        step_s=Pair(predicted=cost.step_s if cost else 0.0, actual=statistics.median(times) if times else None),
+        step_s=Pair(predicted=cost.median_step_s if cost else 0.0, actual=statistics.median(times) if times else None),
         up_bytes=Pair(predicted=cost.up_bytes if cost else 0, actual=_mean(up)),
         down_bytes=Pair(predicted=cost.down_bytes if cost else 0, actual=_mean(down)),
         # A system that does not tell its peak says 0.

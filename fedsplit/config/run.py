@@ -176,6 +176,8 @@ class PlanSection(Section, frozen=True, kw_only=True):
     """More micro-batches than memory asks for, where two at once make a step faster; equal to rounding, not the bit."""
     replan: bool = True
     """Plans may change between rounds, from measured times."""
+    robust: bool = True
+    """Computing counts as slow as in the slowest tenth of a profile's measurement; false: as it usually is."""
 
 
 class EvaluateSection(Section, frozen=True, kw_only=True):

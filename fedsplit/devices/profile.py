@@ -37,9 +37,9 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     between ``FACTOR_LEAST`` and ``FACTOR_MOST`` (``fedsplit.plan.correction``). Planners take ``corrected``.
 
     ``flops`` are those of ``threads`` threads; ``flops_by_threads``, where it was measured, maps a dtype to numbers of
-    threads (as texts, TOML's keys) to FLOP/s, for clients that are told to use fewer. For a reader only:
-    ``matmul_flops`` of plain multiplication, ``disk_write_bps`` and ``disk_read_bps`` (0: not measured), and
-    ``slowdown``, how many times longer than counted the slowest tenth of the repetitions took.
+    threads (as texts, TOML's keys) to FLOP/s, for clients that are told to use fewer. ``slowdown``: how many times
+    longer than counted the slowest tenth of the repetitions took; plans are made for that (``cautious``). For a reader
+    only: ``matmul_flops`` of plain multiplication, ``disk_write_bps`` and ``disk_read_bps`` (0: not measured).
     """
 
     name: str
@@ -69,7 +69,23 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @property
     def corrected(self) -> DeviceProfile:
         """The same machine with what past runs showed written into its numbers, and factors of 1."""
-        slower = self.time_factor
+        slower = self._paced(self.time_factor)
+        runtime = round(self.runtime_bytes * self.memory_factor)
+        return replace(slower, runtime_bytes=runtime, time_factor=1.0, memory_factor=1.0)
+
+    @property
+    def cautious(self) -> DeviceProfile:
+        """The same machine in its slowest tenth: computing takes ``slowdown`` times as long, at most ``FACTOR_MOST``
+        times, because more than that says that the measurement was disturbed. Its own ``slowdown`` is 1."""
+        return self if self.slowdown == 1 else replace(self._paced(self.caution), slowdown=1.0)
+
+    @property
+    def caution(self) -> float:
+        """The factor of ``cautious``."""
+        return min(self.slowdown, FACTOR_MOST)
+
+    def _paced(self, slower: float) -> DeviceProfile:
+        """Computing takes ``slower`` times as long."""
         return replace(
             self,
             flops={dtype: speed / slower for dtype, speed in self.flops.items()},
@@ -79,9 +95,6 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             },
             memory_bandwidth_bps=self.memory_bandwidth_bps / slower,
             layer_overhead_s=self.layer_overhead_s * slower,
-            runtime_bytes=round(self.runtime_bytes * self.memory_factor),
-            time_factor=1.0,
-            memory_factor=1.0,
         )
 
     @property

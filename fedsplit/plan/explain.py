@@ -11,7 +11,7 @@ from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.devices.units import duration, rate, size
 from fedsplit.plan.limits import SERVER
 from fedsplit.plan.options import Option, describe
-from fedsplit.plan.question import Question, server_of
+from fedsplit.plan.question import Question, server_of, usual_s
 from fedsplit.plan.timing import ASSUMED_LINK, reached
 from fedsplit.plan.types import ClientPlan, Topology
 
@@ -94,9 +94,26 @@ def reasons(rivals: Rivals, best: Option, why_not: Sequence[str], question: Ques
         )
     if best.topology is not Topology.LOCAL and (share := _narrow(question)):
         found.append(share)
+    found += cautions(question, best)
     if best.work.dtype not in question.device.flops:
         found.append(f"{best.work.dtype} was not measured on this device: its float32 speed was taken")
     return tuple(found)
+
+
+def cautions(question: Question, best: Option) -> list[str]:
+    """What the slowest tenth of computing adds to the step, in figures; empty: nothing."""
+    if question.usual is None:
+        return []
+    (device, server), found = question.usual, []
+    parts = [("this device", best.times.device, device), ("the server", best.times.server, server)]
+    for who, seconds, profile in parts:
+        slower = profile.caution if profile else 1.0
+        if slower != 1 and seconds:
+            found.append(f"{who} computes {duration(seconds)} = {slower:.3g} × {duration(seconds / slower)}")
+    if not found:
+        return []
+    usual = duration(usual_s(question, best))
+    return [f"its slowest tenth counts (plan.robust): {'; '.join(found)}; usually a step takes {usual}"]
 
 
 def _narrow(question: Question) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -50,6 +50,9 @@ class Question:
     """The most that the device's owner agreed to show; None: whatever the policy allows."""
     pieces: int = 0
     """Micro-batches that a running client keeps; 0: as many as are best."""
+    usual: tuple[DeviceProfile, DeviceProfile | None] | None = None
+    """Device and server as they usually are, where ``device`` and ``server`` are slower, as in their slowest tenth
+    (``plan.robust``)."""
 
 
 def questions(
@@ -66,12 +69,14 @@ def questions(
     """One question a client, in name order. Each gets an equal share of the server and of its link."""
     fixed = {section.name: section for section in run.clients}
     sharing = max(len(devices), run.rounds.clients)
+    robust = run.plan.robust
+    host = server.cautious if server and robust else server
     return {
         name: Question(
             card=card,
             run=run,
-            device=devices[name],
-            server=server,
+            device=devices[name].cautious if robust else devices[name],
+            server=host,
             fixed=fixed.get(name),
             data=(data or {}).get(name),
             allowed=allowed,
@@ -80,9 +85,14 @@ def questions(
             link_share=1 / sharing,
             agreed=(agreed or {}).get(name),
             pieces=(pieces or {}).get(name, 0),
+            usual=(devices[name], server) if robust and _strays(devices[name], server) else None,
         )
         for name in sorted(devices)
     }
+
+
+def _strays(device: DeviceProfile, server: DeviceProfile | None) -> bool:
+    return device.slowdown != 1 or (server is not None and server.slowdown != 1)
 
 
 def server_of(question: Question) -> DeviceProfile:
@@ -125,11 +135,20 @@ def priced(question: Question, topology: Topology, cut: Cut, works: Sequence[Wor
     )
 
 
+def usual_s(question: Question, option: Option) -> float:
+    """Seconds of the candidate's step where device and server compute as they usually do; 0: as it was priced."""
+    if question.usual is None:
+        return 0.0
+    device, server = question.usual
+    usual = replace(question, device=device, server=server, usual=None)
+    return priced(usual, option.topology, option.cut, [option.work]).times.total
+
+
 def alike(question: Question) -> tuple[bytes, bytes]:
     """(the kind of client, its device): the same kind is priced together, equal devices with it are solved once."""
     counts = (question.data.tokens_mean, question.data.tokens_max) if question.data else None
     fixed = question.fixed
     section = (fixed.topology, fixed.cut, fixed.batch, fixed.threads) if fixed else None
     return msgspec.json.encode((counts, section, question.agreed, question.pieces)), msgspec.json.encode(
-        (question.device, question.pick)
+        (question.device, question.pick, question.usual and question.usual[0].slowdown)
     )

@@ -32,7 +32,7 @@ from fedsplit.plan.memory import disk_bytes, factor_bytes, served, server_total
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.options import Option
 from fedsplit.plan.prices import Shelf
-from fedsplit.plan.question import Question, alike, questions, server_of
+from fedsplit.plan.question import Question, alike, questions, server_of, usual_s
 from fedsplit.plan.refuse import crowded, without_plan
 from fedsplit.plan.slack import balance_note, with_slack
 from fedsplit.plan.timing import traffic
@@ -190,6 +190,7 @@ def _plan(
         row_tokens=work.valid,
         factors_up_bytes=facts.factors[0],
         factors_down_bytes=facts.factors[1],
+        usual_step_s=usual_s(question, best),
     )
     return ClientPlan(
         client=name, topology=best.topology, cut=best.cut, layers=facts.layers, batch=work.batch,

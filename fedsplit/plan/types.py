@@ -41,7 +41,8 @@ class LayerPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Estimate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Predicted cost on the device: peak memory, disk, one optimiser step, bytes a step up and down, joules a step.
 
-    ``row_tokens``: tokens of a row that the bytes of a step rest on; ``factors_…``: what travels once a round.
+    ``row_tokens``: tokens of a row that the bytes of a step rest on; ``factors_…``: what travels once a round;
+    ``usual_step_s``: of a step whose computing is not as slow as in the slowest tenth, 0: the same as ``step_s``.
     """
 
     memory_bytes: int
@@ -55,6 +56,12 @@ class Estimate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     row_tokens: float = 0.0
     factors_up_bytes: int = 0
     factors_down_bytes: int = 0
+    usual_step_s: float = 0.0
+
+    @property
+    def median_step_s(self) -> float:
+        """What half of the steps take at most: to compare with what was measured."""
+        return self.usual_step_s or self.step_s
 
 
 class ClientPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

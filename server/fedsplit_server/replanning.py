@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from msgspec import structs
+
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.plan.measured import Correction, Step, predicted
 from fedsplit.plan.question import questions
@@ -94,6 +96,8 @@ class Replanning:
 
     def _predicted(self, member: Member, profile: DeviceProfile) -> Times:
         run = self._planning.fleet({member.name: member.insists})
+        # What was measured is a median: it corrects what is predicted of one, not of a slow tenth.
+        run = structs.replace(run, plan=structs.replace(run.plan, robust=False))
         data = {member.name: member.data} if member.data.tokens_max else None
         asked = questions(self._planning.card, {member.name: profile}, run, server=self._planning.server, data=data)
         return predicted(asked[member.name], member.plan)

@@ -46,6 +46,7 @@ DEVICES = st.builds(
     up=st.floats(1e4, 1e8),
     overhead=st.sampled_from([0.0, 1e-4]),
     runtime_bytes=st.sampled_from([0, 1_000_000]),
+    slowdown=st.sampled_from([1.0, 1.7, 900.0]),
     flops_by_threads=st.sampled_from(
         [{}, {"float32": {"1": 4e9, "2": 7e9, "4": 8e9}, "bfloat16": {"1": 1e9, "4": 3e9}}]
     ),
