@@ -38,7 +38,8 @@ Sleep = Callable[[float], None]
 
 
 class Gauge:
-    """An exchange of payloads with one server. ``busy``: it said that it computes for others meanwhile."""
+    """An exchange of payloads with one server. ``busy``: it said that it computes for others meanwhile; ``software``:
+    its version, empty where it does not tell."""
 
     def __init__(
         self, end: ClientEnd, link: JoinLink, *, clock: Clock = time.monotonic, sleep: Sleep = time.sleep
@@ -47,6 +48,7 @@ class Gauge:
         self._noise = noise()
         self._number = 0
         self.busy = False
+        self.software = ""
 
     def __call__(self, up: int, down: int) -> None:
         """Send ``up`` bytes and receive ``down``.
@@ -67,7 +69,7 @@ class Gauge:
                 raise Closed(f"the connection to {self._link.endpoint} was lost while its link was measured")
             match packet.message if packet is not None else None:
                 case Probed(number=self._number) as probed:
-                    self.busy = probed.busy
+                    self.busy, self.software = probed.busy, probed.software
                     return
                 case Bye() as bye:
                     raise ended(self._link.endpoint, bye)

@@ -52,6 +52,7 @@ def show_profile(profile: DeviceProfile, console: Console | None = None) -> None
         ("link", _link(profile.link)),
         ("power", f"{profile.power_w:.1f} W" if profile.power_w is not None else ""),
         ("disturbed", f"the slowest tenth took {profile.slowdown:.2g} × as long" if profile.slowdown > 1 else ""),
+        ("limits", str(profile.limits) if profile.limits is not None else ""),
         ("past runs", _learnt(profile)),
     ]  # fmt: skip
     rows = [(what, text) for what, text in rows if text]

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedsplit.cli import owner
 from fedsplit.cli.display import Display, show_profile
 from fedsplit.devices.find import find, names, own, own_path
 from fedsplit.devices.load import foreign, load, save
@@ -37,13 +38,23 @@ def profile(
     link: Annotated[str, typer.Option(help="A server's join line: measure the way to it, too.")] = "",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; default: this machine's own.")] = None,
     as_json: Json = False,
+    max_memory: owner.Memory = "",
+    threads: owner.Threads = "",
+    upload_per_day: owner.Upload = "",
+    between: owner.Between = "",
+    only_on_mains: owner.Mains = None,
+    pause_when_busy: owner.Busy = None,
+    max_temp: owner.Temperature = "",
 ) -> None:
     """Measure speed, memory, disk, cores and link of this machine and keep the result for `join` and `plan`."""
     if ctx.invoked_subcommand is not None:
         return
     path = out or own_path(device)
+    asked = owner.asked(max_memory, threads, upload_per_day, between, only_on_mains, pause_when_busy, max_temp)
+    owner.changed(None, asked)  # what is wrong with a flag is said before half a minute of measuring
     with Display(mode="silent" if as_json else "auto", title="profile") as emit:
         found = _measured(name, seconds, device, link, path, emit)
+    found = msgspec.structs.replace(found, limits=owner.changed(found.limits, asked))
     save(found, path)
     if as_json:
         _json(found)
@@ -64,7 +75,7 @@ def _measured(name: str, seconds: float, device: str, link: str, path: Path, emi
         before = load(path)
         # What cannot be measured is the owner's: it stays, as far as there is that much.
         found = msgspec.structs.replace(
-            found, link=found.link or before.link, power_w=before.power_w,
+            found, link=found.link or before.link, power_w=before.power_w, limits=before.limits,
             reserve_bytes=min(before.reserve_bytes, found.free_memory_bytes),
         )  # fmt: skip
     return found
@@ -104,6 +115,27 @@ def show(
     warning = "" if name else foreign(found)
     if warning:
         Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"warning: {warning}", style="yellow"))
+
+
+@app.command()
+def limit(
+    max_memory: owner.Memory = "",
+    threads: owner.Threads = "",
+    upload_per_day: owner.Upload = "",
+    between: owner.Between = "",
+    only_on_mains: owner.Mains = None,
+    pause_when_busy: owner.Busy = None,
+    max_temp: owner.Temperature = "",
+) -> None:
+    """Say what this machine may be used for, without measuring it again. `none` lifts a limit."""
+    path = own_path()
+    before = load(path) if path.is_file() else own()  # which says how to measure
+    asked = owner.asked(max_memory, threads, upload_per_day, between, only_on_mains, pause_when_busy, max_temp)
+    found = msgspec.structs.replace(before, limits=owner.changed(before.limits, asked))
+    if found != before:
+        save(found, path)
+    text = str(found.limits) if found.limits is not None else "none"
+    Console(highlight=False, soft_wrap=True).print(Text(f"limits: {text} (kept in {path})"))
 
 
 @app.command("list")

@@ -17,6 +17,9 @@ VERBS = (
         "Server and clients of a run file as real processes on this machine.",
         RUN,
     ),
+    Verb(
+        "doctor", "fedsplit.cli.doctor:doctor", "Is this machine fit to take part, and can it reach the server?", LOOK
+    ),
     Verb("profile", "fedsplit.cli.profile:app", "Measure this device once and keep the result.", LOOK),
     Verb("plan", "fedsplit.cli.plan:plan", "Who would hold and train what, what it costs, and why.", LOOK),
     Verb("report", "fedsplit.cli.report:report", "What the plan of a run predicted against what happened.", LOOK),

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from fedsplit.devices.limits import Limits, limit_problems
 from fedsplit.devices.profile import FACTOR_LEAST, FACTOR_MOST, DeviceProfile, Link
 from fedsplit.devices.units import SPEEDS, parse, units_of
 from fedsplit.errors import Problem
@@ -37,7 +38,15 @@ def shape_problems(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem
         plain["flops_by_threads"] = _by_threads(plain["flops_by_threads"], "flops_by_threads", problems)
     if plain.get("link") is not None:
         plain["link"] = _table(plain["link"], Link, "link", problems)
+    if plain.get("limits") is not None:
+        plain["limits"] = _table(plain["limits"], Limits, "limits", problems)
     return plain, problems
+
+
+def limits_shape(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """As ``shape_problems``, of the table of limits alone."""
+    problems: list[Problem] = []
+    return _section(raw, Limits, "limits.", problems), problems
 
 
 def _table(raw: Any, struct: type[msgspec.Struct], path: str, problems: list[Problem]) -> dict[str, Any]:
@@ -65,11 +74,15 @@ def _section(
 
 
 def _value(value: Any, key: str, kind: Any, path: str, problems: list[Problem]) -> Any:
-    if key in ("flops", "link", "flops_by_threads", "matmul_flops"):
+    if key in ("flops", "link", "limits", "flops_by_threads", "matmul_flops"):
         return value
     if kind is str:
         if not isinstance(value, str):
             problems.append(Problem(path, repr(value), "a text"))
+        return value
+    if kind is bool:
+        if not isinstance(value, bool):
+            problems.append(Problem(path, repr(value), "true or false"))
         return value
     units = units_of(key)
     number = _number(value, units, path, problems)
@@ -128,7 +141,10 @@ def value_problems(plain: Mapping[str, Any]) -> list[Problem]:
 
     ``plain``: a profile's table with plain numbers; what is missing in it or could not be read is passed over.
     """
-    return [*_signs(plain), *_memory(plain), *_factors(plain)]
+    limits = plain.get("limits")
+    own = limit_problems({key: value for key, value in limits.items() if value is not None}) if limits else ()
+    measured = {key: value for key, value in plain.items() if key != "limits"}
+    return [*_signs(measured), *_memory(measured), *_factors(measured), *own]
 
 
 def _factors(plain: Mapping[str, Any]) -> Iterator[Problem]:

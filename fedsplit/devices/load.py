@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from fedsplit.devices.check import shape_problems, value_problems
+from fedsplit.devices.check import limits_shape, shape_problems, value_problems
 from fedsplit.devices.here import architecture
+from fedsplit.devices.limits import Limits, limit_problems
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.devices.write import dumps
 from fedsplit.errors import ConfigError
@@ -35,6 +37,15 @@ def from_dict(raw: dict[str, Any], source: str = "device profile") -> DeviceProf
         return msgspec.convert(plain, DeviceProfile)
     except msgspec.ValidationError as error:
         raise ConfigError(str(error), source) from error
+
+
+def limits_from(raw: Mapping[str, Any]) -> Limits:
+    """The owner's limits from a table; sizes may be texts with units. Raises ConfigError with all problems."""
+    plain, problems = limits_shape(raw)
+    problems += limit_problems({key: value for key, value in plain.items() if value is not None})
+    if problems:
+        raise ConfigError(problems)
+    return msgspec.convert(plain, Limits)
 
 
 def load(path: str | Path) -> DeviceProfile:

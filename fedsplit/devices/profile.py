@@ -5,6 +5,8 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fedsplit.devices.limits import Limits
+
 SAFETY = 0.9
 """Share of the free memory that a plan may fill: allocators keep holes, and other programs breathe."""
 
@@ -33,8 +35,9 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     edge runtime; 0 where the memory is the accelerator's). ``layer_overhead_s``: seconds of one pass through one layer
     that do not depend on its size. ``power_w``: watts while computing.
 
-    ``time_factor``, ``memory_factor``: what past runs showed, times the computing seconds and times ``runtime_bytes``;
-    between ``FACTOR_LEAST`` and ``FACTOR_MOST`` (``fedsplit.plan.correction``). Planners take ``corrected``.
+    ``limits``: what its owner allows. ``time_factor``, ``memory_factor``: what past runs showed, times the computing
+    seconds and times ``runtime_bytes``; between ``FACTOR_LEAST`` and ``FACTOR_MOST`` (``fedsplit.plan.correction``).
+    Planners take ``corrected``.
 
     ``flops`` are those of ``threads`` threads; ``flops_by_threads``, where it was measured, maps a dtype to numbers of
     threads (as texts, TOML's keys) to FLOP/s, for clients that are told to use fewer. ``slowdown``: how many times
@@ -55,6 +58,7 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     layer_overhead_s: float = 0.0
     disk_free_bytes: int = 0
     link: Link | None = None
+    limits: Limits | None = None
     power_w: float | None = None
     time_factor: float = 1.0
     memory_factor: float = 1.0
@@ -99,10 +103,18 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def anonymous(self) -> DeviceProfile:
-        """As a server may see it: not where else this device has measured its link."""
-        return self if self.link is None else replace(self, link=replace(self.link, source=""))
+        """As a server may see it: not where else this device has measured its link, nor when its owner lets it work."""
+        link = self.link and replace(self.link, source="")
+        return replace(self, link=link, limits=self.limits and self.limits.planned)
 
     @property
     def budget_bytes(self) -> int:
-        """Memory that a whole fedsplit process may take on this machine."""
-        return int(SAFETY * (self.free_memory_bytes - self.reserve_bytes))
+        """Memory that a whole fedsplit process may take on this machine: what there is, and what its owner allows."""
+        there = int(SAFETY * (self.free_memory_bytes - self.reserve_bytes))
+        allowed = self.limits.max_memory_bytes if self.limits is not None else 0
+        return min(there, allowed) if allowed else there
+
+    def threads_of(self, wanted: int) -> int:
+        """Threads to plan for: as many as are ``wanted`` (0: as measured), at most those that the owner allows."""
+        allowed = self.limits.threads if self.limits is not None else 0
+        return min(wanted or self.threads, allowed) if allowed else wanted

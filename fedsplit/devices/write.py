@@ -8,9 +8,11 @@ from typing import Any
 import msgspec
 import tomli_w
 
+from fedsplit.devices.limits import Limits
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.devices.units import duration, rate, size, speed
 
+_NONE = msgspec.to_builtins(Limits())
 HEAD = """\
 # A device profile of fedsplit: edit it as you like, `fedsplit profile show` reads it back. Numbers may carry units, as
 # in "1.5 GB", "20 Mbit/s", "5 ms", "12 GFLOPS"; a plain number is in bytes, bytes per second, seconds, FLOP/s, watts.
@@ -31,6 +33,13 @@ MEANING = {
     "time_factor": "past runs: computing took this many times as long as measured here",
     "memory_factor": "past runs: the program took this many times its memory",
     "slowdown": "the slowest tenth of the repetitions took this many times as long: other programs, heat",
+    "limits.max_memory_bytes": "the whole program takes no more; 0: no limit",
+    "limits.threads": "that compute; 0: as measured",
+    "limits.upload_per_day_bytes": "of all runs together, until midnight; 0: no limit",
+    "limits.between": 'times of the day, as in "22:00-06:00"; empty: always',
+    "limits.only_on_mains": "not on battery",
+    "limits.pause_when_busy": "not while other programs compute",
+    "limits.max_temperature_c": "of the processor, in °C; 0: no limit",
     "link.up_bps": "to the server, 10th percentile",
     "link.down_bps": "from the server, 10th percentile",
     "link.latency_s": "one way",
@@ -39,6 +48,7 @@ SECTIONS = {
     "flops": "FLOP/s of a decoder layer, forward and backward: what plans count on",
     "matmul_flops": "operations per second of plain multiplication, for comparison only",
     "link": "delete this section, and the link counts as not measured",
+    "limits": "what the owner allows: obeyed by plans and by the client, the last four never leave the device",
     "flops_by_threads": "by number of threads: for clients that are told to use fewer",
 }
 
@@ -47,7 +57,7 @@ def dumps(profile: DeviceProfile) -> str:
     """Commented TOML that ``loads`` turns back into an equal profile."""
     raw = msgspec.to_builtins(profile)
     # An empty table says nothing; a link's source only where there is one.
-    kept = {key: value for key, value in raw.items() if value is not None and value != {}}
+    kept = {key: value for key, value in raw.items() if value is not None and value != {} and value != _NONE}
     if profile.link is not None and not profile.link.source:
         del kept["link"]["source"]
     lines, section = [HEAD.rstrip()], ""

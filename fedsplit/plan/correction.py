@@ -48,7 +48,7 @@ def learnt(
     base = structs.replace(profile, time_factor=1.0, memory_factor=1.0)
     work = as_planned(work_of(card, run, data, batch=plan.batch), plan)
     fixed = next((section for section in run.clients if section.name == plan.client), None)
-    threads = fixed.threads if fixed else 0
+    threads = base.threads_of(fixed.threads if fixed else 0)
     predicted_s = step_times(work, plan.topology, plan.cut, base, base, threads=threads).device
     time, memory = profile.time_factor, profile.memory_factor
     if device_s > 0 and predicted_s > 0:

@@ -70,7 +70,6 @@ class Correction:
 
 def predicted(question: Question, plan: ClientPlan) -> Times:
     """Seconds of a step of ``plan``, cause by cause, on ``question.device``."""
-    section = question.fixed
     work = as_planned(work_of(question.card, question.run, question.data, batch=plan.batch), plan)
     return step_times(
         work,
@@ -78,7 +77,7 @@ def predicted(question: Question, plan: ClientPlan) -> Times:
         plan.cut,
         question.device,
         server_of(question),
-        threads=section.threads if section else 0,
+        threads=question.threads,
         share=question.share,
         link_share=question.link_share,
     )

@@ -176,4 +176,4 @@ def column(values: Sequence[float]) -> Floats:
 
 
 def _slower(question: Question, dtype: str) -> float:
-    return share_of(question.device, dtype, question.fixed.threads if question.fixed else 0)
+    return share_of(question.device, dtype, question.threads)

@@ -9,10 +9,13 @@ import msgspec
 
 from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.devices.units import size
 from fedsplit.plan.consent import Shown, shown, within
 from fedsplit.plan.limits import limits_of
+from fedsplit.plan.memory import factor_bytes
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.options import Option, candidates, price, splits
+from fedsplit.plan.timing import traffic
 from fedsplit.plan.types import Cut, Topology
 from fedsplit.plan.work import DataLike, Work, work_of
 
@@ -47,12 +50,17 @@ class Question:
     pick: tuple[int, int] | None = None
     """(candidate, number of micro-batches) by index into the shelf, chosen for the fleet's sake; None: the fastest."""
     agreed: Shown | None = None
-    """The most that the device's owner agreed to show; None: whatever the policy allows."""
-    pieces: int = 0
-    """Micro-batches that a running client keeps; 0: as many as are best."""
     usual: tuple[DeviceProfile, DeviceProfile | None] | None = None
     """Device and server as they usually are, where ``device`` and ``server`` are slower, as in their slowest tenth
     (``plan.robust``)."""
+    """The most that the device's owner agreed to show; None: whatever the policy allows."""
+    pieces: int = 0
+    """Micro-batches that a running client keeps; 0: as many as are best."""
+
+    @property
+    def threads(self) -> int:
+        """Threads that the client computes with, by the run file and its owner; 0: as many as were measured."""
+        return self.device.threads_of(self.fixed.threads if self.fixed else 0)
 
 
 def questions(
@@ -61,6 +69,8 @@ def questions(
     run: RunFile,
     *,
     server: DeviceProfile | None = None,
+    robust = run.plan.robust
+    host = server.cautious if server and robust else server
     data: Mapping[str, DataLike] | None = None,
     allowed: Collection[Topology] | None = None,
     agreed: Mapping[str, Shown] | None = None,
@@ -69,30 +79,28 @@ def questions(
     """One question a client, in name order. Each gets an equal share of the server and of its link."""
     fixed = {section.name: section for section in run.clients}
     sharing = max(len(devices), run.rounds.clients)
-    robust = run.plan.robust
-    host = server.cautious if server and robust else server
     return {
         name: Question(
             card=card,
             run=run,
             device=devices[name].cautious if robust else devices[name],
             server=host,
+            usual=(devices[name], server) if robust and _strays(devices[name], server) else None,
             fixed=fixed.get(name),
             data=(data or {}).get(name),
             allowed=allowed,
             clients=sharing,
             share=1 / sharing,
+def _strays(device: DeviceProfile, server: DeviceProfile | None) -> bool:
+    return device.slowdown != 1 or (server is not None and server.slowdown != 1)
+
+
             link_share=1 / sharing,
             agreed=(agreed or {}).get(name),
             pieces=(pieces or {}).get(name, 0),
-            usual=(devices[name], server) if robust and _strays(devices[name], server) else None,
         )
         for name in sorted(devices)
     }
-
-
-def _strays(device: DeviceProfile, server: DeviceProfile | None) -> bool:
-    return device.slowdown != 1 or (server is not None and server.slowdown != 1)
 
 
 def server_of(question: Question) -> DeviceProfile:
@@ -109,7 +117,39 @@ def step_of(question: Question) -> tuple[list[tuple[Topology, Cut]], list[Work],
         why_not = [*why_not, *([] if chosen else ["every other plan shows the operator more than the owner agreed to"])]
     work = work_of(question.card, run, question.data, batch=fixed.batch if fixed else 0)
     works = splits(work, checkpoint=run.plan.checkpoint)
-    return chosen, [one for one in works if question.pieces in (0, one.micro_batches)] or works, why_not
+    chosen, too_much = affordable(question, work, chosen)
+    return chosen, [one for one in works if question.pieces in (0, one.micro_batches)] or works, [*why_not, *too_much]
+
+
+def affordable(
+    question: Question, work: Work, chosen: Sequence[tuple[Topology, Cut]]
+) -> tuple[list[tuple[Topology, Cut]], list[str]]:
+    """(of ``chosen`` what sends no more up in a round than the owner allows in a day, what the others send)."""
+    allowed = question.device.limits.upload_per_day_bytes if question.device.limits is not None else 0
+    if not allowed:
+        return list(chosen), []
+    sent = {one: round_up_bytes(work, question.run, *one) for one in chosen}
+    usable = [one for one in chosen if sent[one] <= allowed]
+    least = min(sent.values(), default=0)
+    if len(usable) == len(chosen) or not chosen:
+        return usable, []
+    rest = "the other plans send more" if usable else f"every plan sends more, at least {size(least)}"
+    return usable, [f"the owner allows {size(allowed)} up a day, and in one round {rest}"]
+def usual_s(question: Question, option: Option) -> float:
+    """Seconds of the candidate's step where device and server compute as they usually do; 0: as it was priced."""
+    if question.usual is None:
+        return 0.0
+    device, server = question.usual
+    usual = replace(question, device=device, server=server, usual=None)
+    return priced(usual, option.topology, option.cut, [option.work]).times.total
+
+
+
+
+def round_up_bytes(work: Work, run: RunFile, topology: Topology, cut: Cut) -> int:
+    """Bytes that one round sends up: its steps and the factors."""
+    factors = factor_bytes(work, topology, cut, own_head=run.model.head == "local")[0]
+    return run.train.steps * traffic(work, topology, cut)[0] + factors
 
 
 def options_of(question: Question) -> tuple[list[Option], list[str]]:
@@ -127,7 +167,7 @@ def priced(question: Question, topology: Topology, cut: Cut, works: Sequence[Wor
         works,
         question.device,
         server_of(question),
-        threads=question.fixed.threads if question.fixed else 0,
+        threads=question.threads,
         share=question.share,
         link_share=question.link_share,
         overlap=question.run.plan.overlap,
@@ -135,20 +175,12 @@ def priced(question: Question, topology: Topology, cut: Cut, works: Sequence[Wor
     )
 
 
-def usual_s(question: Question, option: Option) -> float:
-    """Seconds of the candidate's step where device and server compute as they usually do; 0: as it was priced."""
-    if question.usual is None:
-        return 0.0
-    device, server = question.usual
-    usual = replace(question, device=device, server=server, usual=None)
-    return priced(usual, option.topology, option.cut, [option.work]).times.total
-
-
 def alike(question: Question) -> tuple[bytes, bytes]:
     """(the kind of client, its device): the same kind is priced together, equal devices with it are solved once."""
     counts = (question.data.tokens_mean, question.data.tokens_max) if question.data else None
     fixed = question.fixed
     section = (fixed.topology, fixed.cut, fixed.batch, fixed.threads) if fixed else None
-    return msgspec.json.encode((counts, section, question.agreed, question.pieces)), msgspec.json.encode(
+    budget = question.device.limits.upload_per_day_bytes if question.device.limits is not None else 0
+    return msgspec.json.encode((counts, section, question.agreed, question.pieces, budget)), msgspec.json.encode(
         (question.device, question.pick, question.usual and question.usual[0].slowdown)
     )

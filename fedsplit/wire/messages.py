@@ -64,10 +64,11 @@ class Probe(Message, tag="probe", frozen=True, kw_only=True):
 
 
 class Probed(Message, tag="probed", frozen=True, kw_only=True):
-    """S→C. Tensor ``data`` (u8): as many bytes of noise as were asked for. ``busy``: it computes for others."""
+    """S→C. Tensor ``data`` (u8): as many bytes of noise as were asked for. ``busy``: it computes for others. ``software``: its version."""
 
     number: Count
     busy: bool = False
+    software: str = ""
 
 
 # ---- joining -------------------------------------------------------------------------------------------------------
