@@ -50,12 +50,12 @@ class Question:
     pick: tuple[int, int] | None = None
     """(candidate, number of micro-batches) by index into the shelf, chosen for the fleet's sake; None: the fastest."""
     agreed: Shown | None = None
-    usual: tuple[DeviceProfile, DeviceProfile | None] | None = None
-    """Device and server as they usually are, where ``device`` and ``server`` are slower, as in their slowest tenth
-    (``plan.robust``)."""
     """The most that the device's owner agreed to show; None: whatever the policy allows."""
     pieces: int = 0
     """Micro-batches that a running client keeps; 0: as many as are best."""
+    usual: tuple[DeviceProfile, DeviceProfile | None] | None = None
+    """Device and server as they usually are, where ``device`` and ``server`` are slower, as in their slowest tenth
+    (``plan.robust``)."""
 
     @property
     def threads(self) -> int:
@@ -69,8 +69,6 @@ def questions(
     run: RunFile,
     *,
     server: DeviceProfile | None = None,
-    robust = run.plan.robust
-    host = server.cautious if server and robust else server
     data: Mapping[str, DataLike] | None = None,
     allowed: Collection[Topology] | None = None,
     agreed: Mapping[str, Shown] | None = None,
@@ -79,28 +77,30 @@ def questions(
     """One question a client, in name order. Each gets an equal share of the server and of its link."""
     fixed = {section.name: section for section in run.clients}
     sharing = max(len(devices), run.rounds.clients)
+    robust = run.plan.robust
+    host = server.cautious if server and robust else server
     return {
         name: Question(
             card=card,
             run=run,
             device=devices[name].cautious if robust else devices[name],
             server=host,
-            usual=(devices[name], server) if robust and _strays(devices[name], server) else None,
             fixed=fixed.get(name),
             data=(data or {}).get(name),
             allowed=allowed,
             clients=sharing,
             share=1 / sharing,
-def _strays(device: DeviceProfile, server: DeviceProfile | None) -> bool:
-    return device.slowdown != 1 or (server is not None and server.slowdown != 1)
-
-
             link_share=1 / sharing,
             agreed=(agreed or {}).get(name),
             pieces=(pieces or {}).get(name, 0),
+            usual=(devices[name], server) if robust and _strays(devices[name], server) else None,
         )
         for name in sorted(devices)
     }
+
+
+def _strays(device: DeviceProfile, server: DeviceProfile | None) -> bool:
+    return device.slowdown != 1 or (server is not None and server.slowdown != 1)
 
 
 def server_of(question: Question) -> DeviceProfile:
@@ -135,15 +135,6 @@ def affordable(
         return usable, []
     rest = "the other plans send more" if usable else f"every plan sends more, at least {size(least)}"
     return usable, [f"the owner allows {size(allowed)} up a day, and in one round {rest}"]
-def usual_s(question: Question, option: Option) -> float:
-    """Seconds of the candidate's step where device and server compute as they usually do; 0: as it was priced."""
-    if question.usual is None:
-        return 0.0
-    device, server = question.usual
-    usual = replace(question, device=device, server=server, usual=None)
-    return priced(usual, option.topology, option.cut, [option.work]).times.total
-
-
 
 
 def round_up_bytes(work: Work, run: RunFile, topology: Topology, cut: Cut) -> int:
@@ -173,6 +164,15 @@ def priced(question: Question, topology: Topology, cut: Cut, works: Sequence[Wor
         overlap=question.run.plan.overlap,
         limits=limits_of(question.run, server_of(question)),
     )
+
+
+def usual_s(question: Question, option: Option) -> float:
+    """Seconds of the candidate's step where device and server compute as they usually do; 0: as it was priced."""
+    if question.usual is None:
+        return 0.0
+    device, server = question.usual
+    usual = replace(question, device=device, server=server, usual=None)
+    return priced(usual, option.topology, option.cut, [option.work]).times.total
 
 
 def alike(question: Question) -> tuple[bytes, bytes]:
