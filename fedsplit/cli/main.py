@@ -75,6 +75,8 @@ def _prepare_process() -> None:
     # Two torch processes that take turns on the same cores disturb each other through OpenMP threads that spin while
     # they wait. libgomp reads this once, when torch is imported, so it is set before any verb is.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # onnxruntime's official builds report to their maker unless this is set before they are loaded, here or in a child.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     for stream in (sys.stdout, sys.stderr):
         # A pipe with a narrow encoding (Windows) must not turn a table into an error.
         if hasattr(stream, "reconfigure") and not (stream.encoding or "").lower().startswith("utf"):

@@ -1,10 +1,12 @@
 """Runs a folder's graphs with onnxruntime, and looks token embeddings up in their file.
 
-Weights stay mapped from the disk: packed copies would be faster by a little and take their size again in memory.
+Weights stay mapped from the disk, each file once for all graphs: packed copies would be faster by a little and take
+their size again in memory. They are inputs of the graphs, so layers of one kind share one session.
 """
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,26 +14,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsplit.edge.manifest import TABLE, WEIGHTS, Manifest, Table
+from fedsplit.edge.manifest import TABLE, Graph, Manifest, Table, Weight
 from fedsplit.errors import DataError, MissingExtra
 
 Floats = NDArray[np.float32]
 
 
 class Runner:
-    """Graphs by name, each loaded when it is first asked for. ``threads`` 0: as many as onnxruntime takes."""
+    """Graphs by name, each file loaded when it is first asked for. ``threads`` 0: as many as onnxruntime takes."""
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int = 0) -> None:
         self.folder, self.manifest = folder, manifest
         self._threads = threads
         self._sessions: dict[str, Any] = {}
+        self._weights: dict[str, dict[str, NDArray[Any]]] = {}
+        self._arrays = Arrays(folder)
         self._table = Lookup(folder / TABLE, manifest.table) if manifest.table is not None else None
 
     def run(self, name: str, inputs: dict[str, Any]) -> dict[str, NDArray[Any]]:
         """Outputs by name. ``inputs`` may hold more than the graph reads. Raises DataError for a broken graph."""
         graph = self.manifest.graphs[name]
-        session = self._sessions.get(name) or self._load(name)
-        found = session.run(None, {key: inputs[key] for key in graph.inputs})
+        session = self._sessions.get(graph.file) or self._load(graph)
+        if name not in self._weights:
+            self._weights[name] = {key: self._arrays.get(weight) for key, weight in graph.weights.items()}
+        found = session.run(None, {key: inputs[key] for key in graph.inputs} | self._weights[name])
         return dict(zip(graph.outputs, found, strict=True))
 
     def embeddings(self, ids_BT: NDArray[np.int64]) -> Floats:
@@ -39,18 +45,45 @@ class Runner:
         assert self._table is not None, "images have no token embedding"
         return self._table.rows(ids_BT)
 
-    def _load(self, name: str) -> Any:
-        path = self.folder / self.manifest.graphs[name].file
+    def _load(self, graph: Graph) -> Any:
+        path = self.folder / graph.file
         try:
             session = open_session(path, self._threads)
         except MissingExtra:
             raise
         except Exception as error:  # onnxruntime has a dozen kinds of errors of its own
             first = str(error).splitlines()[0]
-            fix = f"made for ONNX opset {self.manifest.opset}; is {WEIGHTS} beside it, and onnxruntime recent enough?"
+            fix = f"made for ONNX opset {self.manifest.opset}; is onnxruntime recent enough?"
             raise DataError(f"cannot be run: {first} ({fix})", str(path)) from error
-        self._sessions[name] = session
+        self._sessions[graph.file] = session
         return session
+
+
+class Arrays:
+    """What the files of a folder hold, each mapped once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._mapped: dict[str, NDArray[np.uint8]] = {}
+
+    def get(self, weight: Weight) -> NDArray[Any]:
+        """Raises DataError for a file that is not there, or too short."""
+        path = self._folder / weight.file
+        if weight.file not in self._mapped:
+            self._mapped[weight.file] = _mapped(path)
+        raw = self._mapped[weight.file][weight.offset : weight.offset + weight.nbytes]
+        if len(raw) != weight.nbytes:
+            need = weight.offset + weight.nbytes
+            found = f"found {len(self._mapped[weight.file]):,} bytes, expected at least {need:,}"
+            raise DataError(f"{found}; delete the folder to fetch it again", str(path))
+        return raw.view(weight.dtype).reshape(weight.shape)
+
+
+def _mapped(path: Path) -> NDArray[np.uint8]:
+    try:
+        return np.asarray(np.memmap(path, np.uint8, "r"))
+    except (OSError, ValueError) as error:  # not there, or empty
+        raise DataError(f"cannot be read: {error}; delete the folder to fetch it again", str(path)) from error
 
 
 class Lookup:
@@ -93,10 +126,7 @@ def open_session(path: Path, threads: int = 0) -> Any:
     All sessions share one pool of memory, grown by what is asked for: what a layer frees the next one uses. Patterns of
     memory, one block for all of a graph's values, would be blocks of different sizes that leave holes.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtra("onnxruntime", "edge") from None
+    onnxruntime = _runtime()
     _share_memory()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -107,10 +137,19 @@ def open_session(path: Path, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def _runtime() -> Any:
+    # Before it is loaded: official builds report to their maker and keep an identifier of the device for it.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtra("onnxruntime", "edge") from None
+    return onnxruntime
+
+
 @cache
 def _share_memory() -> None:
-    import onnxruntime
-
+    onnxruntime = _runtime()
     grown = onnxruntime.OrtArenaCfg({"max_mem": 0, "arena_extend_strategy": 1, "initial_chunk_size_bytes": 1 << 16})
     kind, where = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
     onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, where), grown)
