@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fedsplit.config.run import LoraSection
+from fedsplit.exchange.rate import clip_factor
 from fedsplit.split.base import open_base
 from fedsplit.split.engine import BackwardJob, Engine, ForwardJob
 from fedsplit.split.reference import Reference
@@ -21,7 +22,7 @@ from fedsplit.split.rows import Rows, pack, unpack
 from fedsplit.split.segment import Span, build
 from fedsplit.split.tensors import from_wire, to_wire
 from fedsplit.testing.loopback import Loopback
-from fedsplit.train.optim import clip_factor, finite, squares
+from fedsplit.train.optim import finite, squares
 from fedsplit.train.tokenizer import load_tokenizer
 from fedsplit.wire.messages import Backward, Commit, Forward, Grad, Hidden, Prepare
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from fedsplit.config.run import RunFile
 from fedsplit.data.batches import split
 from fedsplit.data.rows import read
+from fedsplit.exchange.feed import Feed
 from fedsplit.plan.traffic import Known
 from fedsplit.split.base import Base
-from fedsplit.train.feed import Feed
+from fedsplit.train.feed import open_feed
 from fedsplit_client.bases import base_here, to_fetch
 from fedsplit_client.session import Offer
 
@@ -39,7 +40,7 @@ def look_ahead(offer: Offer, run: RunFile, data: str | Path, model: str, folder:
         fetch = to_fetch(offer, folder)
         known = Known(eval_rows=held_out, download_bytes=fetch, rounds_done=offer.round)
         return Ahead(replace(offer, known=known))
-    feed = Feed.open(data, run, base, name)
+    feed = open_feed(data, run, base, name)
     summary = feed.dataset.summary
     known = Known(eval_rows=summary.eval_examples, row_tokens=summary.tokens_mean, rounds_done=offer.round)
     return Ahead(replace(offer, known=known), base, feed)

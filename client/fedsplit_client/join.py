@@ -19,6 +19,7 @@ from fedsplit.devices.find import own_path
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import DataError, FedsplitError, Refused
 from fedsplit.events import Emit, Note, silent
+from fedsplit.exchange.feed import Feed
 from fedsplit.lora.adapter import flatten
 from fedsplit.plan.types import ClientPlan
 from fedsplit.probe.measure import this_device
@@ -26,7 +27,7 @@ from fedsplit.split.base import Base
 from fedsplit.state.durable import make_private
 from fedsplit.state.lock import FolderLock
 from fedsplit.state.personal import Personal
-from fedsplit.train.feed import Feed
+from fedsplit.train.feed import open_feed
 from fedsplit.train.part import ClientPart
 from fedsplit.wire.ends import ClientEnd
 from fedsplit.wire.keyfile import KeyPair
@@ -113,7 +114,7 @@ def join(
                 raise Refused("you did not agree; nothing of your data was sent")
             dealer.patience_s = offer.run.rounds.patience_s
             base = ahead.base or _downloaded(link, keys, offer, kept.path, name, emit)
-            feed = ahead.feed or Feed.open(data, as_planned(offer), base, name)
+            feed = ahead.feed or open_feed(data, as_planned(offer), base, name)
             summary = _examined(feed, data, name, emit)
             load = _loader(offer.plan, ahead.base, link, keys, kept.path, name, device, emit)
             place = Place(session, offer, summary, ClientPart(base, offer.plan, offer.run, device), load, emit)

@@ -57,7 +57,7 @@ class Interrupt(FedsplitError):
 
 
 class ServerLine:
-    """Implements ``fedsplit.train.step.Line`` over a ``ClientEnd``."""
+    """Implements ``fedsplit.exchange.step.Line`` over a ``ClientEnd``."""
 
     def __init__(
         self,

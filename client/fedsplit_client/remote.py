@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from fedsplit.data.batches import Batch
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import LinkError
 from fedsplit.events import Emit, silent
+from fedsplit.exchange.part import Part
+from fedsplit.exchange.predict import Predictor
+from fedsplit.exchange.step import At
 from fedsplit.lora.adapter import unflatten
 from fedsplit.probe.measure import this_device
-from fedsplit.split.rows import Rows, pack, unpack
-from fedsplit.split.tensors import from_wire, to_wire
 from fedsplit.state.personal import Personal
 from fedsplit.train.part import ClientPart
-from fedsplit.train.predict import Predictor, last_logits
-from fedsplit.train.step import At
 from fedsplit.train.tokenizer import load_tokenizer
+from fedsplit.wire.ends import Tensors
 from fedsplit.wire.link import JoinLink
 from fedsplit.wire.messages import Bye, DataSummary, Finish, Forward, Hidden
+from fedsplit.wire.tensors import WireTensor
 from fedsplit_client import door
 from fedsplit_client.bases import base_of
 from fedsplit_client.dealer import Dealer
@@ -89,24 +89,21 @@ def _leave(end: OrderlyEnd, name: str) -> None:
 class _Remote:
     """One request after the other; ``micro`` numbers them."""
 
-    def __init__(self, part: ClientPart, line: ServerLine, offer: Offer, name: str) -> None:
+    def __init__(self, part: Part, line: ServerLine, offer: Offer, name: str) -> None:
         self._part, self._line, self._offer, self._name = part, line, offer, name
         self._asked = 0
 
-    def logits(self, rows: Rows) -> NDArray[np.float32]:
+    def logits(self, batch: Batch) -> NDArray[np.float32]:
         part = self._part
-        with torch.no_grad():
-            h_BTD = part.front(rows)
-            if not part.split:
-                return last_logits(part, rows, h_BTD)
-            answer = self._ask(rows, h_BTD)
-            if part.labels_leave:
-                found: NDArray[Any] = answer["logits"].numpy()
-                return found
-            beyond = part.last.run(rows, unpack(answer["h"], rows), part.tensors)
-            return last_logits(part, rows, beyond)
+        if not part.split:
+            return part.logits(batch, None)
+        answer = self._ask(batch, part.look(batch))
+        if part.labels_leave:
+            found: NDArray[Any] = answer["logits"].numpy()
+            return found
+        return part.logits(batch, answer["h"])
 
-    def _ask(self, rows: Rows, h_BTD: Tensor) -> dict[str, Tensor]:
+    def _ask(self, batch: Batch, h_ND: WireTensor) -> Tensors:
         cut = self._part.plan.cut
         self._asked += 1
         at = At(
@@ -122,17 +119,17 @@ class _Remote:
         )
         message = Forward(
             **at.fields(micro=self._asked),
-            lengths=rows.lengths,
-            starts=rows.starts,
-            width=rows.width,
+            lengths=batch.lengths,
+            starts=batch.starts,
+            width=batch.width,
             label_tokens=0,
             train=False,
         )
-        self._line.send(message, {"h": to_wire(pack(h_BTD, rows))})
+        self._line.send(message, {"h": h_ND})
         while True:
             try:
                 packet = self._line.receive()
             except Interrupt:
                 continue
             if isinstance(packet.message, Hidden) and packet.message.micro == self._asked:
-                return {name: from_wire(tensor, self._part.device) for name, tensor in packet.tensors.items()}
+                return packet.tensors

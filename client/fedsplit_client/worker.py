@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fedsplit.config.run import RunFile
+from fedsplit.data.batches import Batch
 from fedsplit.errors import LinkError, Refused
 from fedsplit.events import Emit, Measured, Note, RoundStarted, StepDone
+from fedsplit.exchange.evaluate import evaluate, through
+from fedsplit.exchange.feed import Feed
+from fedsplit.exchange.part import Part
+from fedsplit.exchange.rate import learning_rate
+from fedsplit.exchange.step import At, Outcome, SplitStep, local_step
 from fedsplit.lora.adapter import Adapter, Head, flatten, unflatten
 from fedsplit.state.personal import ClientRun
-from fedsplit.train.batch import Batch
-from fedsplit.train.evaluate import evaluate, through
-from fedsplit.train.feed import Feed
-from fedsplit.train.optim import learning_rate
-from fedsplit.train.part import ClientPart
-from fedsplit.train.step import At, Outcome, SplitStep, local_step
 from fedsplit.wire import Packet, WireTensor
 from fedsplit.wire.messages import Bye, Evaluate, Finish, Report, Start, Update, Welcome
 from fedsplit_client.cost import Taken, cost_of
@@ -71,7 +71,7 @@ class Worker:
         self._recall()
 
     @property
-    def _part(self) -> ClientPart:
+    def _part(self) -> Part:
         return self._place.part
 
     def work(self) -> Result:

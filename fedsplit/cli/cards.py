@@ -15,10 +15,10 @@ from rich.text import Text
 from fedsplit.cli import words
 from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.devices.units import duration
+from fedsplit.exchange.selection import HIGHER_IS_BETTER, better
 from fedsplit.plan.traffic import Moved, RunTraffic
 from fedsplit.plan.trained import trained
 from fedsplit.plan.types import ClientPlan, Estimate, Topology
-from fedsplit.train.selection import HIGHER_IS_BETTER, better
 
 WIDTH = 100
 BAR = 30

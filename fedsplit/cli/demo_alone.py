@@ -8,14 +8,14 @@ from pathlib import Path
 from fedsplit.config.run import RunFile
 from fedsplit.data.stdlib import ClientFiles
 from fedsplit.events import Emit, RoundStarted, StepDone
+from fedsplit.exchange.rate import learning_rate
+from fedsplit.exchange.step import At, local_step
 from fedsplit.split.base import Base, open_base
 from fedsplit.train.exam import Exam
 from fedsplit.train.exported import model_folder, of_run
-from fedsplit.train.feed import Feed
-from fedsplit.train.optim import learning_rate
+from fedsplit.train.feed import open_feed
 from fedsplit.train.part import ClientPart
 from fedsplit.train.start import first_state
-from fedsplit.train.step import At, local_step
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def measure(run: RunFile, files: ClientFiles, folder: Path, rows: int, emit: Emi
 
 
 def _train_alone(part: ClientPart, run: RunFile, base: Base, name: str, path: Path, emit: Emit) -> None:
-    feed, total = Feed.open(path, run, base, name), run.train.rounds * run.train.steps
+    feed, total = open_feed(path, run, base, name), run.train.rounds * run.train.steps
     emit(RoundStarted(client=name, round=0, rounds=1))
     for step, batches in enumerate(feed.train(0, total)):
         at = At(

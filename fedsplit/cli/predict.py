@@ -12,7 +12,7 @@ import typer
 from fedsplit.devices.find import find
 
 if TYPE_CHECKING:
-    from fedsplit.train.predict import Prediction, Predictor
+    from fedsplit.exchange.predict import Prediction, Predictor
 
 
 def predict(
@@ -56,10 +56,11 @@ def predict(
 
 def _from_folder(folder: Path, model: str, device: str) -> Predictor:
     from fedsplit.errors import ConfigError
+    from fedsplit.exchange.predict import Predictor
     from fedsplit.split.base import open_base
     from fedsplit.split.placement import device_of
     from fedsplit.train.exported import model_folder, read_card, read_peft
-    from fedsplit.train.predict import Predictor, local_logits
+    from fedsplit.train.predict import local_logits
     from fedsplit.train.tokenizer import load_tokenizer
 
     device_of(device)

@@ -77,14 +77,15 @@ def collate(
     pad_id: int = 0,
     side: Literal["left", "right"] = "right",
     preparation: Preparation | None = None,
+    image_tokens: int = 0,
 ) -> Batch:
     """Examples as one batch, filled up with ``pad_id`` at ``side`` to the longest of them.
 
-    Image examples need the model's ``preparation``.
+    Image examples need the model's ``preparation``; each counts as ``image_tokens`` (patches and the class token).
     """
     assert examples, "a batch needs an example"
     if examples[0].pixels is not None:
-        return _image_batch(examples, preparation)
+        return _image_batch(examples, preparation, image_tokens)
     lengths = tuple(len(one.ids) for one in examples)
     width = max(lengths)
     starts = tuple(width - length if side == "left" else 0 for length in lengths)
@@ -118,16 +119,16 @@ def _labels(examples: Sequence[Example], starts: Sequence[int], width: int) -> t
     return np.array([one.labels for one in examples], kind), len(examples)
 
 
-def _image_batch(examples: Sequence[Example], preparation: Preparation | None) -> Batch:
+def _image_batch(examples: Sequence[Example], preparation: Preparation | None, tokens: int) -> Batch:
     assert preparation is not None, "image examples need the model's preparation"
     pixels = np.stack([one.pixels for one in examples if one.pixels is not None])
     none = (0,) * len(examples)
     labels, count = _labels(examples, none, 0)
     return Batch(
         ids_BT=None,
-        lengths=none,
+        lengths=(tokens,) * len(examples),
         starts=none,
-        width=0,
+        width=tokens,
         labels=labels,
         label_tokens=count,
         pixels_BCHW=preparation.normalise(pixels),

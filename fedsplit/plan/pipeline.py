@@ -4,7 +4,7 @@
     v: front, h1 up, body and tail (there and back), g1 down, front back
 
 Client, uplink, server and downlink each do one thing at a time; a client has at most ``IN_FLIGHT`` micro-batches on
-their way. Like ``train.step`` it starts the next one as soon as it may and takes answers in the order in which they
+their way. Like ``exchange.step`` it starts the next one as soon as it may and takes answers in the order in which they
 arrive. ``simulate`` follows that event by event. ``makespan`` is a closed form over floats or arrays alike, never above
 the simulation: every resource has its work between a first and a last stage, and micro-batches of one slot follow one
 another. Seconds throughout; ``Legs`` are those of all micro-batches together.

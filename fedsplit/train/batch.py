@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from fedsplit.config.run import Task
-from fedsplit.split.rows import Rows, pack, unpack
-
-IGNORED = -100
-"""Label of a position without loss."""
+from fedsplit.data.batches import Batch as Arrays
+from fedsplit.data.examples import IGNORED
+from fedsplit.split.rows import Rows, unpack
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,14 +24,16 @@ class Batch:
     labels: Tensor
     label_tokens: int
 
-    @property
-    def examples(self) -> int:
-        return len(self.rows.lengths)
 
-
-def labels_to_wire(task: Task, batch: Batch) -> Tensor:
-    """(N,) for language models, padding left out; else (B,)."""
-    return pack(batch.labels, batch.rows) if task == "causal-lm" else batch.labels
+def as_torch(arrays: Arrays) -> Batch:
+    """NumPy arrays of a batch as tensors that share their memory."""
+    labels = torch.from_numpy(arrays.labels)
+    if arrays.pixels_BCHW is not None:
+        return Batch(Rows.images(torch.from_numpy(arrays.pixels_BCHW), arrays.width), labels, arrays.label_tokens)
+    assert arrays.ids_BT is not None
+    types = None if arrays.types_BT is None else torch.from_numpy(arrays.types_BT)
+    rows = Rows(torch.from_numpy(arrays.ids_BT), arrays.lengths, arrays.starts, arrays.width, types_BT=types)
+    return Batch(rows, labels, arrays.label_tokens)
 
 
 def labels_from_wire(task: Task, labels: Tensor, rows: Rows) -> Tensor:

@@ -6,11 +6,11 @@ from itertools import islice
 from pathlib import Path
 
 from fedsplit.config.run import RunFile
+from fedsplit.exchange.evaluate import evaluate, nowhere
 from fedsplit.method.record import GlobalState
 from fedsplit.plan.types import ClientPlan, Cut, Topology
 from fedsplit.split.base import Base
-from fedsplit.train.evaluate import evaluate, nowhere
-from fedsplit.train.feed import Feed
+from fedsplit.train.feed import open_feed
 from fedsplit.train.part import ClientPart
 
 
@@ -25,12 +25,12 @@ class Exam:
         plan = ClientPlan(client="@exam", topology=Topology.LOCAL, cut=whole, layers=(), batch=run.train.batch)
         self.part = ClientPart(base, plan, run, device)
         self._classes = len(run.model.labels)
-        feed = Feed.open(path, run, base, "@exam", fraction=1.0)
+        feed = open_feed(path, run, base, "@exam", fraction=1.0)
         self._batches = list(islice(feed.test(), -(-rows // run.evaluate.batch) if rows else None))
 
     @property
     def rows(self) -> int:
-        return sum(batch.examples for batch in self._batches)
+        return sum(len(batch) for batch in self._batches)
 
     def of(self, state: GlobalState) -> dict[str, float]:
         """The metrics of a global state."""

@@ -1,14 +1,17 @@
-"""What one client holds: its segments, its trainable factors, their optimiser."""
+"""What one client holds: its segments, its trainable factors, their optimiser; a ``Part`` of the exchange in torch."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsplit.config.run import RunFile
+from fedsplit.config.run import RunFile, Task
+from fedsplit.data.batches import Batch as Arrays
+from fedsplit.exchange.part import Key
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.plan.streaming import streams
@@ -16,12 +19,15 @@ from fedsplit.plan.types import ClientPlan, Topology
 from fedsplit.split.base import Base
 from fedsplit.split.lora import read, write
 from fedsplit.split.placement import device_of
-from fedsplit.split.rows import Rows
+from fedsplit.split.rows import Rows, pack, unpack
 from fedsplit.split.segment import Dropout, Segment, build
 from fedsplit.split.spans import client_spans
-from fedsplit.train.batch import Batch
+from fedsplit.split.tensors import from_wire, to_wire
+from fedsplit.train.batch import Batch, as_torch
 from fedsplit.train.follow import check_plan
-from fedsplit.train.optim import Stepper, make
+from fedsplit.train.optim import Stepper, make, squares
+from fedsplit.train.score import at_last, score
+from fedsplit.wire.tensors import WireTensor
 
 
 class ClientPart:
@@ -34,7 +40,8 @@ class ClientPart:
 
     def __init__(self, base: Base, plan: ClientPlan, run: RunFile, device: str | torch.device = "cpu") -> None:
         check_plan(plan, run, base.num_layers)
-        self.plan, self.task, self.train = plan, run.model.task, run.train
+        self.plan, self.train = plan, run.train
+        self.task: Task = run.model.task
         self._resting = frozenset(layer.layer for layer in plan.layers if not layer.trains)
         self.device = device_of(device)
         self.split = plan.topology is not Topology.LOCAL
@@ -56,6 +63,7 @@ class ClientPart:
         self.params: dict[str, Tensor] = {}
         self.frozen: dict[str, Tensor] = {}
         self._optimizer: Stepper | None = None
+        self._kept: dict[int, tuple[Batch, Tensor]] = {}
 
     def _streams(self, base: Base, run: RunFile) -> bool:
         """Large vocabularies stay in the file, in every topology alike. A GPU would wait for them in every step."""
@@ -72,7 +80,7 @@ class ClientPart:
 
     def load(self, adapter: Adapter, head: Head) -> None:
         """Start from these factors (of the modules held here, at whatever rank they have) with a fresh optimiser."""
-        self.params, self.frozen = {}, {}
+        self.params, self.frozen, self._kept = {}, {}, {}
         training = {key: part for key, part in adapter.items() if key.layer not in self._resting}
         resting = {key: part for key, part in adapter.items() if key.layer in self._resting}
         for segment in self._segments:
@@ -113,6 +121,47 @@ class ClientPart:
         h_BTD = self.front(batch.rows, dropout)
         return self.first.loss(batch.rows, h_BTD, batch.labels, label_tokens, self.tensors, dropout=dropout)
 
+    # ---- a step of the exchange --------------------------------------------------------------------------------------
+
+    def forward(self, index: int, batch: Arrays, key: Key) -> WireTensor:
+        """The front's output; its graph is kept under ``index``."""
+        rows = as_torch(batch)
+        h_BTD = self.front(rows.rows, Dropout(key))
+        self._kept[index] = rows, h_BTD
+        return to_wire(pack(h_BTD.detach(), rows.rows))
+
+    def tail(self, batch: Arrays, h_ND: WireTensor, label_tokens: int, key: Key) -> tuple[float, WireTensor]:
+        """(share of the step's mean loss, gradient of ``h_ND``)."""
+        rows = as_torch(batch)
+        h_BTD = unpack(from_wire(h_ND, self.device), rows.rows).requires_grad_()
+        loss = self.tail_loss(rows, h_BTD, label_tokens, Dropout(key))
+        loss.backward()
+        assert h_BTD.grad is not None
+        return float(loss.detach()), to_wire(pack(h_BTD.grad, rows.rows))
+
+    def backward(self, index: int, g_ND: WireTensor | None) -> None:
+        """Through the front's graph, where it has one."""
+        batch, h_BTD = self._kept.pop(index)
+        if g_ND is not None and h_BTD.requires_grad:
+            h_BTD.backward(unpack(from_wire(g_ND, self.device), batch.rows))
+
+    def learn(self, batch: Arrays, label_tokens: int, key: Key) -> float:
+        """The share of the loss; gradients are added up."""
+        loss = self.loss(as_torch(batch), label_tokens, Dropout(key))
+        if loss.requires_grad:
+            loss.backward()
+        return float(loss.detach())
+
+    def squares(self) -> tuple[float, ...]:
+        """Squared gradient norm of every tensor that learns here."""
+        return squares(self.params)
+
+    def scale(self, factor: float) -> None:
+        """Multiply the gradients."""
+        for value in self.params.values():
+            if value.grad is not None:
+                value.grad.mul_(factor)
+
     def step(self, clip: float, rate: float) -> None:
         if self._optimizer is not None:
             self._optimizer.step(clip=clip, rate=rate)
@@ -120,5 +169,32 @@ class ClientPart:
 
     def drop(self) -> None:
         """Forget the gradients of a step that was not committed."""
+        self._kept = {}
         for value in self.params.values():
             value.grad = None
+
+    # ---- without learning --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def look(self, batch: Arrays) -> WireTensor:
+        """The front's output."""
+        rows = as_torch(batch).rows
+        return to_wire(pack(self.front(rows), rows))
+
+    @torch.no_grad()
+    def score(self, batch: Arrays, h_ND: WireTensor | None) -> tuple[float, NDArray[Any] | None]:
+        """(loss summed over label tokens, logits (B, C); none of language models)."""
+        rows = as_torch(batch)
+        loss, logits = score(self.task, self.last, rows, self._finished(rows.rows, h_ND), self.tensors)
+        return float(loss), None if logits is None else logits.float().cpu().numpy()
+
+    @torch.no_grad()
+    def logits(self, batch: Arrays, h_ND: WireTensor | None) -> NDArray[np.float32]:
+        """(B, C), or for language models (B, V) at each sample's last token."""
+        rows = as_torch(batch).rows
+        return at_last(self.task, rows, self.last.logits(rows, self._finished(rows, h_ND), self.tensors))
+
+    def _finished(self, rows: Rows, h_ND: WireTensor | None) -> Tensor:
+        """What the head sees. None: all layers are here."""
+        h_BTD = None if h_ND is None else unpack(from_wire(h_ND, self.device), rows)
+        return self.last.run(rows, h_BTD, self.tensors)

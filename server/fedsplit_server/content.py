@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.config.run import ModelSection
+from fedsplit.data.examples import IGNORED
 from fedsplit.errors import DataError, RemoteProtocolError
 from fedsplit.split.base import Base
 from fedsplit.split.rows import Rows
-from fedsplit.train.batch import IGNORED
 from fedsplit.wire import WireTensor
 from fedsplit.wire.messages import Backward, Exchange, Forward
 

@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 
 from fedsplit.config.run import RunFile
 from fedsplit.errors import Lost, RemoteProtocolError
+from fedsplit.exchange.rate import clip_factor, learning_rate
+from fedsplit.exchange.step import dropout_key
 from fedsplit.lora.adapter import Adapter, Head
 from fedsplit.method.record import SERVER, ClientUpdate
 from fedsplit.split.engine import BackwardJob, Engine, ForwardJob, LossJob
 from fedsplit.split.rows import Rows
+from fedsplit.split.segment import Dropout
 from fedsplit.split.stash import Key
 from fedsplit.split.tensors import from_wire, to_wire
 from fedsplit.train.batch import labels_from_wire
 from fedsplit.train.copies import Copies, Held
-from fedsplit.train.optim import clip_factor, learning_rate
-from fedsplit.train.step import dropout
 from fedsplit.wire import Packet, WireTensor
 from fedsplit.wire.messages import (
     Abort,
@@ -251,7 +252,7 @@ class Desk:
         return ForwardJob(**self._fields(item))
 
     def _fields(self, item: Parked) -> dict[str, Any]:
-        message, seat = as_forward(item), self._seats[item.name]
+        message, seat, step = as_forward(item), self._seats[item.name], item.message.step
         return {
             "key": key(item.name, message),
             "rows": rows_of(message),
@@ -260,7 +261,7 @@ class Desk:
             "params": self._copies.leaves(item.name),
             "attempt": message.attempt,
             "needs_grad": seat.front_trains,
-            "dropout": dropout(self._run.run.seed, item.name, self._global_step(message.step), message.micro),
+            "dropout": Dropout(dropout_key(self._run.run.seed, item.name, self._global_step(step), message.micro)),
         }
 
     # ---- backward ----------------------------------------------------------------------------------------------------

@@ -14,8 +14,7 @@ from fedsplit.split.lora import keys, write
 from fedsplit.split.rows import unpack
 from fedsplit.split.tensors import from_wire, to_wire
 from fedsplit.train.batch import Batch, labels_from_wire
-from fedsplit.train.evaluate import score
-from fedsplit.train.predict import at_last
+from fedsplit.train.score import at_last, score
 from fedsplit.wire import Packet, WireTensor
 from fedsplit.wire.messages import Forward, Hidden
 from fedsplit_server.content import check_content

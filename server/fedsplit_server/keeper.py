@@ -26,15 +26,15 @@ from fedsplit.events import (
     RoundStarted,
     StepDone,
 )
+from fedsplit.exchange.metrics import combine
+from fedsplit.exchange.selection import Selection, metric_of
 from fedsplit.method.record import ClientUpdate, GlobalState, Method, Phases
 from fedsplit.plan.types import ClientPlan
 from fedsplit.state.journal import Journal
 from fedsplit.state.rows import COST, COSTS
 from fedsplit.state.rundir import RunDir
 from fedsplit.train import kept
-from fedsplit.train.metrics import combine
 from fedsplit.train.round import refuse_stranger, run_round
-from fedsplit.train.selection import Selection, metric_of
 from fedsplit_server.meter import Entry
 from fedsplit_server.rounds import OpenMeasure, OpenRound
 

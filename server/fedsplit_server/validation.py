@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from fedsplit.config.run import RunFile
+from fedsplit.exchange.evaluate import evaluate, nowhere
 from fedsplit.method.record import GlobalState
 from fedsplit.plan.types import ClientPlan, Cut, Topology
 from fedsplit.split.base import Base
-from fedsplit.train.evaluate import evaluate, nowhere
-from fedsplit.train.feed import Feed
+from fedsplit.train.feed import open_feed
 from fedsplit.train.part import ClientPart
 from fedsplit_server.keeper import Validate
 
@@ -19,7 +19,7 @@ def validation(run: RunFile, base: Base, device: str) -> Validate:
 
     :raises DataError: the operator's file is wrong.
     """
-    feed = Feed.open(run.server_data.path, run, base, "@server", fraction=1.0)
+    feed = open_feed(run.server_data.path, run, base, "@server", fraction=1.0)
     whole = Cut(base.num_layers, base.num_layers)
     plan = ClientPlan(client="@server", topology=Topology.LOCAL, cut=whole, layers=(), batch=run.evaluate.batch)
     part = ClientPart(base, plan, msgspec.structs.replace(run), device)

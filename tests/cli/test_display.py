@@ -530,6 +530,6 @@ def test_a_repeated_step_counts_once() -> None:
 def test_nothing_here_needs_torch(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'peft', 'bitsandbytes']))\n"
-        "import fedsplit.cli.display, fedsplit.state.personal, fedsplit.state.rundir, fedsplit.train.metrics"
+        "import fedsplit.cli.display, fedsplit.state.personal, fedsplit.state.rundir, fedsplit.exchange.metrics"
     )
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=60)

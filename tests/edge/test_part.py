@@ -18,13 +18,12 @@ pytest.importorskip("onnxscript")
 
 from fedsplit.data.batches import Batch  # noqa: E402
 from fedsplit.edge.part import EdgePart  # noqa: E402
+from fedsplit.exchange.step import At, label_tokens, local_step  # noqa: E402
 from fedsplit.split.base import open_base  # noqa: E402
 from fedsplit.split.export.write import export  # noqa: E402
 from fedsplit.testing.models import VOCABULARY, tiny  # noqa: E402
-from fedsplit.train.feed import as_torch  # noqa: E402
 from fedsplit.train.part import ClientPart  # noqa: E402
 from fedsplit.train.start import first_state  # noqa: E402
-from fedsplit.train.step import At, label_tokens, local_step  # noqa: E402
 
 AT = At(run="r", client="pi", round=0, era=0, step=0, first_step=0, base_version=0, adapter_version=0, cut=(3, 3))
 
@@ -63,9 +62,8 @@ def test_twenty_steps_end_where_torch_ends(tmp_path: Path, family: str, task: st
     part.load(start.adapter, start.head)
     for step in range(20):
         arrays = batches(task, step)
-        both = [as_torch(one) for one in arrays]
-        outcome = local_step(part, both, 1.0, AT, 0)
-        tokens, loss = label_tokens(both), 0.0
+        outcome = local_step(part, arrays, 1.0, AT, 0)
+        tokens, loss = label_tokens(arrays), 0.0
         for index, one in enumerate(arrays):
             h_ND = edge.forward(index, one)
             share, g_ND = edge.tail(one, h_ND, tokens)

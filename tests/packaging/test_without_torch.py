@@ -29,7 +29,7 @@ else:
 import fedsplit
 names = []
 for top in ("errors", "seeds", "events", "assets", "devices", "config", "wire", "plan", "lora", "method", "methods",
-            "data", "state", "emulate"):
+            "data", "state", "emulate", "edge", "exchange"):
     package = importlib.import_module(f"fedsplit.{top}")
     names.append(package.__name__)
     if hasattr(package, "__path__"):

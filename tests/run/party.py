@@ -10,17 +10,18 @@ from typing import Any, TypeVar, cast
 
 from fedsplit.config.load import dumps, loads
 from fedsplit.config.run import RunFile
+from fedsplit.data.batches import Batch
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.events import Event
+from fedsplit.exchange.feed import Feed
 from fedsplit.lora.adapter import digest
 from fedsplit.split.base import Base, open_base
 from fedsplit.state.personal import Personal
 from fedsplit.state.rundir import RunDir
 from fedsplit.testing.faults import Faults
 from fedsplit.testing.loopback import Loopback, LoopbackDealer
-from fedsplit.train.batch import Batch
 from fedsplit.train.exported import model_folder
-from fedsplit.train.feed import Feed
+from fedsplit.train.feed import open_feed
 from fedsplit.train.part import ClientPart
 from fedsplit.train.start import first_state
 from fedsplit.wire.ends import ClientEnd, Tensors
@@ -248,7 +249,7 @@ class Party:
         topology = self._topologies.get(name, "")
         session = Session(orderly, JoinLink("memory", 1), name, self.device, topology, emit, clock=clock)
         offer = session.hello()
-        feed = Feed.open(self._data[name], as_planned(offer), self.base, name)
+        feed = open_feed(self._data[name], as_planned(offer), self.base, name)
         if name in self.slow:
             feed = cast(Feed, SlowFeed(feed, self.world, self.slow[name]))
         line = ServerLine(orderly, server="memory", patience_s=300.0, emit=emit, client=name, clock=clock)

@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from fedsplit import assets
 from fedsplit.cli.main import run as command
 from fedsplit.config.load import loads
+from fedsplit.data.batches import Batch
+from fedsplit.exchange.predict import asked
 from fedsplit.split.rows import Rows as Padded
 from fedsplit.train.exported import export, read_card, read_peft
 from fedsplit.train.predict import local_logits
@@ -79,7 +81,7 @@ def test_peft_alone_gives_the_logits_of_the_folder(done: Done) -> None:
 def test_the_split_gives_the_logits_of_the_folder(done: Done, tmp_path: Path, topology: str) -> None:
     with remote_predictor(done.link, name=topology, topology=topology, profile=LAPTOP, state=tmp_path) as predictor:
         for text in TEXTS:
-            there, here = predictor.logits(padded(text)), folder_logits(done, text)
+            there, here = predictor.logits(asked_of(text)), folder_logits(done, text)
             np.testing.assert_allclose(there, here, rtol=0, atol=done.tolerance)
 
 
@@ -104,14 +106,21 @@ def predicted(capsys: pytest.CaptureFixture[str], *source: object) -> list[dict[
 
 
 def padded(text: str) -> Padded:
-    encode = load_tokenizer(assets.path("pydoc-llama"))
-    return Padded.of([encode.encode(text).ids])
+    return Padded.of([ids_of(text)])
+
+
+def asked_of(text: str) -> Batch:
+    return asked(ids_of(text))
+
+
+def ids_of(text: str) -> list[int]:
+    return load_tokenizer(assets.path("pydoc-llama")).encode(text).ids
 
 
 def folder_logits(done: Done, text: str) -> NDArray[np.float32]:
     base = base_of("pydoc-llama")
     exported = read_peft(done.adapter, base, read_card(done.adapter).task)
-    return local_logits(base, exported)(padded(text))
+    return local_logits(base, exported)(asked_of(text))
 
 
 def peft_logits(done: Done, text: str) -> NDArray[np.float32]:

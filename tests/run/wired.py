@@ -10,10 +10,11 @@ from pathlib import Path
 from fedsplit.config.load import dumps, loads
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.events import Event, StepDone
+from fedsplit.exchange.feed import Feed
 from fedsplit.method.record import GlobalState
 from fedsplit.plan.types import ClientPlan
 from fedsplit.state.rundir import RunDir
-from fedsplit.train.feed import Feed
+from fedsplit.train.feed import open_feed
 from fedsplit.train.part import ClientPart
 from fedsplit.train.start import first_state
 from fedsplit.wire.link import JoinLink
@@ -123,7 +124,7 @@ class Wired:
             orderly = OrderlyEnd(end, name, events.append)
             session = Session(orderly, link, name, self._devices.get(name, LAPTOP), "", events.append)
             offer = session.hello()
-            feed = Feed.open(self._data[name], as_planned(offer), self.base, name)
+            feed = open_feed(self._data[name], as_planned(offer), self.base, name)
             part = ClientPart(self.base, self._disobey(offer.plan), offer.run)
             seen = self.clients[name] = Seen(offer.plan, part, end, feed, events)
             line = ServerLine(orderly, server="tcp", patience_s=LIMIT_S, emit=events.append, client=name)

@@ -18,10 +18,10 @@ from fedsplit.cli.bench_turns import child_pid
 from fedsplit.cli.simulate import Crew
 from fedsplit.devices.find import find
 from fedsplit.events import silent
+from fedsplit.exchange.step import At, Outcome, SplitStep
 from fedsplit.split.base import open_base
-from fedsplit.train.feed import Feed
+from fedsplit.train.feed import open_feed
 from fedsplit.train.part import ClientPart
-from fedsplit.train.step import At, Outcome, SplitStep
 from fedsplit.wire import Packet
 from fedsplit.wire.ends import Tensors
 from fedsplit.wire.link import JoinLink
@@ -71,7 +71,7 @@ class Device:
         session = Session(end, parsed, NAME, find(PROFILE), "", silent)
         offer = session.hello()
         self.run, base = offer.run, open_base(str(model))
-        feed = Feed.open(data, offer.run, base, NAME)
+        feed = open_feed(data, offer.run, base, NAME)
         self.part = ClientPart(base, offer.plan, offer.run)
         self.line = Breaking(end, server=parsed.endpoint, patience_s=60.0, emit=silent, client=NAME)
         session.accept(offer, feed.dataset.summary)

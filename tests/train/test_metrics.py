@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fedsplit.errors import ConfigError, DataError
+from fedsplit.exchange import metrics
+from fedsplit.exchange.selection import DEFAULT, HIGHER_IS_BETTER, Selection, better, metric_of
 from fedsplit.seeds import generator
-from fedsplit.train import metrics
-from fedsplit.train.selection import DEFAULT, HIGHER_IS_BETTER, Selection, better, metric_of
 
 ROWS, CLASSES = 101, 7
 

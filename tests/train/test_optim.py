@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsplit.config.run import TrainSection
 from fedsplit.errors import DataError
+from fedsplit.exchange.rate import clip_factor, learning_rate
 from fedsplit.train import optim
 
 SHAPES = {
@@ -56,9 +57,9 @@ def train(section: TrainSection, parts: list[list[str]]) -> dict[str, Tensor]:
         for params in held:
             set_grads(params, step)
         joint = itertools.chain.from_iterable(optim.squares(params) for params in held)
-        clip = optim.clip_factor(joint, section.clip)
+        clip = clip_factor(joint, section.clip)
         assert clip < 1.0
-        rate = optim.learning_rate(section, step, STEPS)
+        rate = learning_rate(section, step, STEPS)
         for stepper in steppers:
             stepper.step(clip, rate)
     return everything
@@ -99,7 +100,7 @@ def test_close_to_plain_torch(section: TrainSection) -> None:
     for step in range(STEPS):
         set_grads(params, step)
         torch.nn.utils.clip_grad_norm_(values, section.clip)
-        plain.param_groups[0]["lr"] = rate * optim.learning_rate(section, step, STEPS)
+        plain.param_groups[0]["lr"] = rate * learning_rate(section, step, STEPS)
         plain.step()
     ours = train(section, [list(SHAPES)])
     for name, param in params.items():
@@ -162,8 +163,8 @@ def test_squares_are_in_sorted_order_and_do_not_overflow() -> None:
 @given(st.lists(st.floats(0, 1e30), max_size=30), st.randoms(use_true_random=False))
 def test_the_factor_does_not_depend_on_order(values: list[float], random: object) -> None:
     shuffled = sorted(values)
-    assert optim.clip_factor(shuffled, 1.0) == optim.clip_factor(reversed(shuffled), 1.0)
-    factor = optim.clip_factor(values, 1.0)
+    assert clip_factor(shuffled, 1.0) == clip_factor(reversed(shuffled), 1.0)
+    factor = clip_factor(values, 1.0)
     norm = math.sqrt(math.fsum(values))
     assert 0 < factor <= 1.0
     assert factor * norm <= 1.0
@@ -173,12 +174,12 @@ def test_the_factor_does_not_depend_on_order(values: list[float], random: object
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0, 1.7e308])
 def test_a_norm_that_is_no_number_is_nan(bad: float) -> None:
     """A client can send anything; the sum of two 1.7e308 overflows."""
-    assert math.isnan(optim.clip_factor([1.0, bad, 1.7e308], 1.0))
+    assert math.isnan(clip_factor([1.0, bad, 1.7e308], 1.0))
 
 
 def test_no_clipping() -> None:
-    assert optim.clip_factor([1e10], 0.0) == 1.0
-    assert math.isnan(optim.clip_factor([math.nan], 0.0))
+    assert clip_factor([1e10], 0.0) == 1.0
+    assert math.isnan(clip_factor([math.nan], 0.0))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -244,11 +245,11 @@ def test_state_of_another_plan_is_refused() -> None:
 )
 def test_learning_rate(schedule: str, expected: list[float]) -> None:
     section = TrainSection(schedule=schedule, warmup_steps=4)  # type: ignore[arg-type]
-    found = [optim.learning_rate(section, step, 10) for step in range(10)]
+    found = [learning_rate(section, step, 10) for step in range(10)]
     assert found == pytest.approx(expected, abs=1e-6)
-    assert optim.learning_rate(section, 1000, 10) == pytest.approx(1.0 if schedule == "constant" else 0.0)
+    assert learning_rate(section, 1000, 10) == pytest.approx(1.0 if schedule == "constant" else 0.0)
 
 
 def test_warm_up_longer_than_the_run() -> None:
     section = TrainSection(schedule="linear", warmup_steps=20)
-    assert [optim.learning_rate(section, step, 4) for step in range(4)] == [0.05, 0.1, 0.15, 0.2]
+    assert [learning_rate(section, step, 4) for step in range(4)] == [0.05, 0.1, 0.15, 0.2]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fedsplit.config.run import LoraSection, ModelSection, RunFile, TrainSection
+from fedsplit.data.batches import Batch
+from fedsplit.exchange.step import At, local_step
 from fedsplit.plan.types import ClientPlan, Cut, LayerPlan, Topology
 from fedsplit.split.base import Base, open_base
-from fedsplit.split.rows import Rows
 from fedsplit.split.stash import GraphMeter
 from fedsplit.testing.models import tiny
-from fedsplit.train.batch import Batch
+from fedsplit.train.batch import as_torch
 from fedsplit.train.part import ClientPart
 from fedsplit.train.start import first_state
-from fedsplit.train.step import At, local_step
 
 LAYERS = 4
 RUN = RunFile(
@@ -40,16 +41,15 @@ def part_of(base: Base, trains: set[int]) -> ClientPart:
 
 
 def batch() -> Batch:
-    rows = Rows.of([list(range(3, 15)), list(range(5, 17))])
-    assert rows.ids_BT is not None
-    return Batch(rows, rows.ids_BT, 22)
+    ids = np.array([range(3, 15), range(5, 17)])
+    return Batch(ids_BT=ids, lengths=(12, 12), starts=(0, 0), width=12, labels=ids, label_tokens=22)
 
 
 def kept(part: ClientPart) -> int:
     """Bytes that backward waits for, the weights and factors themselves left out."""
     frozen = [*part.first.parameters(), *part.tensors.values()]
     with GraphMeter({tensor.untyped_storage().data_ptr() for tensor in frozen}) as meter:
-        part.front(batch().rows)
+        part.front(as_torch(batch()).rows)
     return meter.nbytes
 
 
@@ -78,7 +78,7 @@ def test_what_rests_takes_part(base: Base) -> None:
     for name, leaf in part.frozen.items():
         if "lora_B" in name:
             leaf.copy_(torch.full_like(leaf, 0.5))
-    changed, plain = (float(one.loss(batch(), 22).detach()) for one in (part, part_of(base, {3})))
+    changed, plain = (float(one.loss(as_torch(batch()), 22).detach()) for one in (part, part_of(base, {3})))
     assert changed != pytest.approx(plain, abs=1e-3)
 
 

@@ -14,16 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor
+import numpy as np
 
+from fedsplit.data.batches import Batch
 from fedsplit.errors import RemoteProtocolError
-from fedsplit.split.rows import pack, unpack
-from fedsplit.split.segment import Dropout
-from fedsplit.split.tensors import from_wire, to_wire
-from fedsplit.train.batch import Batch, labels_to_wire
-from fedsplit.train.optim import clip_factor, squares
-from fedsplit.train.part import ClientPart
-from fedsplit.wire import Packet
+from fedsplit.exchange.part import Key, Part
+from fedsplit.exchange.rate import clip_factor
+from fedsplit.wire import Packet, WireTensor
 from fedsplit.wire.ends import Tensors
 from fedsplit.wire.messages import Abort, Backward, Commit, Exchange, Forward, Grad, Hidden, Message, Missing, Prepare
 
@@ -79,9 +76,9 @@ class Outcome:
     examples: int
 
 
-def dropout(run_seed: int, client: str, global_step: int, micro: int) -> Dropout:
-    """Keyed so that every cut draws the same masks, on whichever side a layer is."""
-    return Dropout((run_seed, client, global_step, micro, "dropout"))
+def dropout_key(run_seed: int, client: str, global_step: int, micro: int) -> Key:
+    """The same for every cut, on whichever side a layer is."""
+    return (run_seed, client, global_step, micro, "dropout")
 
 
 def label_tokens(batches: Sequence[Batch]) -> int:
@@ -89,17 +86,14 @@ def label_tokens(batches: Sequence[Batch]) -> int:
     return max(1, sum(batch.label_tokens for batch in batches))
 
 
-def local_step(part: ClientPart, batches: Sequence[Batch], rate: float, at: At, seed: int) -> Outcome:
+def local_step(part: Part, batches: Sequence[Batch], rate: float, at: At, seed: int) -> Outcome:
     """The step of a client that holds everything. Arithmetic and order are those of the split step."""
     tokens = label_tokens(batches)
     total = 0.0
     for micro, batch in enumerate(batches):
-        loss = part.loss(batch, tokens, dropout(seed, at.client, at.first_step + at.step, micro))
-        if loss.requires_grad:
-            loss.backward()
-        total += float(loss.detach())
-    examples = sum(batch.examples for batch in batches)
-    norms = squares(part.params)
+        total += part.learn(batch, tokens, dropout_key(seed, at.client, at.first_step + at.step, micro))
+    examples = sum(len(batch) for batch in batches)
+    norms = part.squares()
     if not all(map(math.isfinite, norms)):
         part.drop()
         return Outcome(total, False, examples)
@@ -109,11 +103,11 @@ def local_step(part: ClientPart, batches: Sequence[Batch], rate: float, at: At, 
 
 @dataclass
 class _Micro:
-    """One micro-batch on its way: the front's output with its graph, and the gradient the tail answered with."""
+    """One micro-batch on its way: the front's output, until it is done, and the gradient the tail answered with."""
 
-    h_BTD: Tensor
+    h_ND: WireTensor | None
     attempt: int = 0
-    g_ND: Tensor | None = None
+    g_ND: WireTensor | None = None
     done: bool = False
 
 
@@ -121,7 +115,7 @@ class _Micro:
 class SplitStep:
     """The step of a client whose body is elsewhere (``u``, ``v``, ``w``)."""
 
-    part: ClientPart
+    part: Part
     line: Line
     batches: Sequence[Batch]
     at: At
@@ -138,7 +132,9 @@ class SplitStep:
                 self._forward(waiting.pop(0))
             if (outcome := self._answer(self.line.receive())) is not None:
                 return outcome
-        self._rescale()
+        # In a together-batch the loss counts everybody's tokens; this client's own factors want its own mean.
+        if self._scale != 1.0:
+            self.part.scale(self._scale)
         self.line.send(self._prepare(), {})
         while (outcome := self._answer(self.line.receive())) is None:
             pass
@@ -150,30 +146,27 @@ class SplitStep:
 
     @property
     def _examples(self) -> int:
-        return sum(batch.examples for batch in self.batches)
+        return sum(len(batch) for batch in self.batches)
 
-    def _dropout(self, micro: int) -> Dropout:
-        return dropout(self.seed, self.at.client, self.at.first_step + self.at.step, micro)
+    def _key(self, micro: int) -> Key:
+        return dropout_key(self.seed, self.at.client, self.at.first_step + self.at.step, micro)
 
     def _forward(self, index: int) -> None:
-        batch = self.batches[index]
-        self._micros[index] = _Micro(self.part.front(batch.rows, self._dropout(index)))
+        self._micros[index] = _Micro(self.part.forward(index, self.batches[index], self._key(index)))
         self._send_forward(index)
 
     def _send_forward(self, index: int) -> None:
         batch, micro = self.batches[index], self._micros[index]
         message = Forward(
             **self.at.fields(index, micro.attempt),
-            lengths=batch.rows.lengths,
-            starts=batch.rows.starts,
-            width=batch.rows.width,
+            lengths=batch.lengths,
+            starts=batch.starts,
+            width=batch.width,
             label_tokens=self._tokens,
             micros=len(self.batches),
         )
-        tensors = {"h": to_wire(pack(micro.h_BTD.detach(), batch.rows))}
-        if self.part.labels_leave:
-            tensors["labels"] = to_wire(labels_to_wire(self.part.task, batch))
-        self.line.send(message, tensors)
+        assert micro.h_ND is not None
+        self.line.send(message, upward(self.part, batch, micro.h_ND))
 
     def _answer(self, packet: Packet) -> Outcome | None:
         """Act on one message; an outcome when the step is over."""
@@ -186,8 +179,7 @@ class SplitStep:
             case Grad():
                 self._grad(message, packet)
             case Missing():
-                self._micros[message.micro].attempt = message.attempt + 1
-                self._send_forward(message.micro)
+                self._missing(message)
             case Commit():
                 self.part.step(message.clip, message.rate)
                 return Outcome(self._loss, True, self._examples)
@@ -204,38 +196,48 @@ class SplitStep:
 
     def _hidden(self, message: Hidden, packet: Packet) -> None:
         micro, batch = self._micros[message.micro], self.batches[message.micro]
-        if message.attempt != micro.attempt:
+        if micro.done or message.attempt != micro.attempt:
             return
         # After Missing the same hidden states come again: the tail has already counted them once.
         if micro.g_ND is None:
-            h_BTD = unpack(from_wire(packet.tensors["h"], self.part.device), batch.rows).requires_grad_()
-            loss = self.part.tail_loss(batch, h_BTD, message.label_tokens, self._dropout(message.micro))
-            loss.backward()
-            self._scale = message.label_tokens / self._tokens
-            self._loss += float(loss.detach()) * self._scale
-            assert h_BTD.grad is not None
-            micro.g_ND = pack(h_BTD.grad, batch.rows)
-        self.line.send(Backward(**self.at.fields(message.micro, micro.attempt)), {"g": to_wire(micro.g_ND)})
+            tokens = message.label_tokens
+            loss, micro.g_ND = self.part.tail(batch, packet.tensors["h"], tokens, self._key(message.micro))
+            self._scale = tokens / self._tokens
+            self._loss += loss * self._scale
+        self.line.send(Backward(**self.at.fields(message.micro, micro.attempt)), {"g": micro.g_ND})
 
     def _grad(self, message: Grad, packet: Packet) -> None:
-        micro, batch = self._micros[message.micro], self.batches[message.micro]
+        micro = self._micros[message.micro]
         if micro.done or message.attempt != micro.attempt:
             return
-        if "g" in packet.tensors and micro.h_BTD.requires_grad:
-            micro.h_BTD.backward(unpack(from_wire(packet.tensors["g"], self.part.device), batch.rows))
+        self.part.backward(message.micro, packet.tensors.get("g"))
         if message.loss is not None:
             self._scale = message.label_tokens / self._tokens
             self._loss += message.loss * self._scale
-        micro.done = True
+        micro.done, micro.h_ND, micro.g_ND = True, None, None
 
-    def _rescale(self) -> None:
-        """In a together-batch the loss counts everybody's tokens; this client's own factors want its own mean."""
-        if self._scale != 1.0:
-            for value in self.part.params.values():
-                if value.grad is not None:
-                    value.grad.mul_(self._scale)
+    def _missing(self, message: Missing) -> None:
+        """The server has let this micro-batch go: from the start, unless its answer has come meanwhile."""
+        micro = self._micros[message.micro]
+        if not micro.done:
+            micro.attempt = message.attempt + 1
+            self._send_forward(message.micro)
 
     def _prepare(self) -> Prepare:
-        norms = squares(self.part.params)
+        norms = self.part.squares()
         finite = all(map(math.isfinite, norms))
         return Prepare(**self.at.fields(), squares=norms, finite=finite, examples=self._examples)
+
+
+def upward(part: Part, batch: Batch, h_ND: WireTensor) -> dict[str, WireTensor]:
+    """What a Forward carries: hidden states, and the labels where the tail is at the server."""
+    return {"h": h_ND, "labels": labels_of(part, batch)} if part.labels_leave else {"h": h_ND}
+
+
+def labels_of(part: Part, batch: Batch) -> WireTensor:
+    """(N,) for language models, padding left out; else (B,)."""
+    labels = batch.labels
+    if part.task == "causal-lm":
+        rows = zip(labels, batch.starts, batch.lengths, strict=True)
+        labels = np.concatenate([row[start : start + length] for row, start, length in rows])
+    return WireTensor.of(labels)

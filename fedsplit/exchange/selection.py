@@ -20,7 +20,7 @@ HIGHER_IS_BETTER = {
     "perplexity": False,
     "mse": False,
 }
-"""Every metric that ``fedsplit.train.metrics`` computes."""
+"""Every metric that ``fedsplit.exchange.metrics`` computes."""
 
 DEFAULT: dict[Task, str] = {
     "causal-lm": "perplexity",

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from fedsplit.config.run import Task
 from fedsplit.errors import DataError
-from fedsplit.train.selection import HIGHER_IS_BETTER, better
+from fedsplit.exchange.selection import HIGHER_IS_BETTER, better
 
 TOKEN_WEIGHTED = frozenset({"loss", "perplexity", "token_accuracy"})
 

@@ -1,0 +1,60 @@
+"""A client's rows as the micro-batches of each step: a function of (seed, client, step), the same after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsplit.config.run import RunFile
+from fedsplit.data.batches import Batch, collate, order
+from fedsplit.data.dataset import Dataset, open_dataset
+from fedsplit.data.examples import Example
+from fedsplit.data.images import Preparation
+from fedsplit.data.tokenizer import Encode, Side
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model wants its rows: texts as tokens, padded at ``side``, or prepared images of ``image_tokens`` each."""
+
+    encode: Encode | None = None
+    side: Side = "right"
+    preparation: Preparation | None = None
+    image_tokens: int = 0
+
+
+class Feed:
+    """``train`` yields each step's micro-batches, ``test`` the held-out rows."""
+
+    def __init__(self, dataset: Dataset, run: RunFile, reading: Reading, client: str) -> None:
+        self.dataset = dataset
+        self._run, self._client, self._reading = run, client, reading
+
+    @staticmethod
+    def open(path: str | Path, run: RunFile, reading: Reading, client: str, fraction: float | None = None) -> Feed:
+        """Read ``path`` as the model wants it.
+
+        :raises DataError: the file is wrong, named with its line.
+        """
+        dataset = open_dataset(path, run, reading.encode, preparation=reading.preparation, fraction=fraction)
+        return Feed(dataset, run, reading, client)
+
+    def train(self, first_step: int, steps: int) -> Iterator[list[Batch]]:
+        """The micro-batches of the steps from ``first_step`` (counted from the start of the run) on."""
+        train, examples = self._run.train, self.dataset.train
+        for chosen in order(len(examples), self._run.run.seed, self._client, first_step, steps, train.batch):
+            rows = examples.take(chosen)
+            size = train.batch // train.micro_batches
+            yield [self._batch(rows[at : at + size]) for at in range(0, train.batch, size)]
+
+    def test(self) -> Iterator[Batch]:
+        """The held-out rows in order, ``evaluate.batch`` at a time."""
+        held_out, size = self.dataset.held_out, self._run.evaluate.batch
+        for at in range(0, len(held_out), size):
+            yield self._batch(held_out.take(range(at, min(at + size, len(held_out)))))
+
+    def _batch(self, rows: Sequence[Example]) -> Batch:
+        reading = self._reading
+        pad = reading.encode.pad_id if reading.encode is not None else 0
+        return collate(rows, pad, reading.side, reading.preparation, reading.image_tokens)
