@@ -12,13 +12,14 @@ import msgspec
 from fedsplit import __version__
 from fedsplit.config.run import RunFile
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.devices.units import duration
 from fedsplit.errors import Closed, ConfigError, LinkError, PlanError, Refused, RemoteProtocolError, Timeout
 from fedsplit.events import Emit, Note
 from fedsplit.plan.traffic import Known
 from fedsplit.plan.types import ClientPlan
 from fedsplit.wire.ends import ClientEnd
 from fedsplit.wire.link import JoinLink
-from fedsplit.wire.messages import Accept, Asset, Bye, DataSummary, Hello, Refuse, Welcome
+from fedsplit.wire.messages import Accept, Asset, Bye, DataSummary, Hello, Refuse, Waiting, Welcome
 from fedsplit_client.line import ended
 
 ANSWER_S = 60.0
@@ -27,6 +28,10 @@ SILENT_S = 8.0
 """The owner hears after this long that the server is silent."""
 REPEAT_S = 10.0
 """A hello without an answer is said again after this long."""
+PREPARE_S = 3600.0
+"""The server may prepare files for this device, as long as it goes on saying so; this long at most."""
+PREPARED_S = 2.0
+"""A server that prepares files is asked again after this long."""
 DAMAGED = 3
 """Broken answers to one hello that end the attempt: one may be chance, three are another version or program."""
 
@@ -112,7 +117,8 @@ class Session:
         return now
 
     def _ask(self, hello: Hello) -> Welcome:
-        begun, said, damaged, told = self._clock(), -REPEAT_S, 0, False
+        first = begun = self._clock()
+        said, damaged, told, prepares = -REPEAT_S, 0, False, ""
         while (now := self._clock()) - begun < ANSWER_S:
             if now - begun >= SILENT_S and not told:
                 told = True
@@ -133,6 +139,11 @@ class Session:
             match packet.message if packet is not None else None:
                 case Welcome() as welcome:
                     return welcome
+                case Waiting() as waiting:
+                    begun, said = self._clock(), self._clock() - REPEAT_S + PREPARED_S
+                    if begun - first > PREPARE_S:
+                        raise Timeout(f"{self._link.endpoint} prepares for {duration(PREPARE_S)}: {waiting.what}")
+                    prepares = self._tell_preparing(waiting.what, prepares)
                 case Bye() as bye:
                     raise ended(self._link.endpoint, bye)
                 case Refuse(code="protocol") as refuse:
@@ -152,6 +163,11 @@ class Session:
             f"hangs; look at the server's terminal. Waiting up to {ANSWER_S:.0f} s"
         )
         self._emit(Note(client=self._name, text=text, warning=True))
+
+    def _tell_preparing(self, what: str, before: str) -> str:
+        if what != before:
+            self._emit(Note(client=self._name, text=f"waiting for {self._link.endpoint}: {what}"))
+        return what
 
     def _timeout(self) -> Timeout:
         return Timeout(f"{self._link.endpoint} did not answer within {ANSWER_S:.0f} s; look at the server's terminal")

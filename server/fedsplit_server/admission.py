@@ -16,12 +16,18 @@ from fedsplit.devices.load import from_dict
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, FedsplitError, PlanError
 from fedsplit.plan.types import ClientPlan, Topology
-from fedsplit.wire.messages import Asset, DataSummary, Hello, Refuse, Welcome
+from fedsplit.probe.runtime import EDGE_BYTES
+from fedsplit.wire.messages import Asset, DataSummary, Hello, Refuse, Waiting, Welcome
+from fedsplit_server.graphs import Preparing
 from fedsplit_server.roster import Member, Roster
 
+TORCH, EDGE = "torch", "edge"
+"""What a client computes with."""
 SILENT_S = 10.0
 """A client unheard of for this long may be replaced by another connection under the same name and key."""
 
+Files = Callable[[ClientPlan, str], tuple[Asset, ...]]
+"""(plan, backend of the client) → what it has to download. Raises Preparing while that is made."""
 Planner = Callable[[str, DeviceProfile, DataSummary, str], ClientPlan]
 """(name, profile, data, topology the owner insists on or "") → plan; raises PlanError where nothing fits."""
 
@@ -44,6 +50,8 @@ def public(run: RunFile, client: str) -> RunFile:
 
 def impossible(hello: Hello) -> str:
     """What no device can truthfully say: the planner is only asked about values that can be."""
+    if hello.backend not in (TORCH, EDGE):
+        return f"found backend {hello.backend!r}, expected {TORCH} or {EDGE}"
     if hello.topology not in ("", *Topology):
         return f"found topology {hello.topology!r}, expected one of {', '.join(Topology)}"
     data = hello.data
@@ -58,7 +66,10 @@ def impossible(hello: Hello) -> str:
 
 
 class Admission:
-    """Decides on Hello. ``offer`` lists the files that a plan's client has to download."""
+    """Decides on Hello. ``offer`` lists the files that a plan's client has to download.
+
+    A client whose files are being prepared is told to wait, and is nobody here until it has asked again.
+    """
 
     def __init__(
         self,
@@ -66,38 +77,66 @@ class Admission:
         base: str,
         invite: str,
         planner: Planner,
-        offer: Callable[[ClientPlan], tuple[Asset, ...]],
+        offer: Files,
         roster: Roster,
     ) -> None:
         self._run, self._base, self._invite = run, base, invite
         self._planner, self._offer, self._roster = planner, offer, roster
+        self._waiting: dict[str, tuple[DeviceProfile, str, ClientPlan]] = {}
 
-    def hello(self, identity: bytes, public_key: str, hello: Hello, now: float, round: int) -> Welcome | Refuse:
+    def hello(
+        self, identity: bytes, public_key: str, hello: Hello, now: float, round: int
+    ) -> Welcome | Refuse | Waiting:
         """A member is entered into the roster when the answer is Welcome."""
         refusal = self._refusal(identity, public_key, hello, now)
         if refusal is not None:
             return refusal
         assert hello.profile is not None
+        profile = hello.profile
+        if hello.backend == EDGE and profile.runtime_bytes > EDGE_BYTES:  # what it measured was torch
+            profile = msgspec.structs.replace(profile, runtime_bytes=EDGE_BYTES)
         data = hello.data or DataSummary(train_examples=0)
         try:
-            plan = self._planner(hello.client, hello.profile, data, hello.topology)
-            welcome = self.welcome(hello.client, plan, round)
+            plan = self._plan(hello, profile, data)
+            welcome = self._welcome(hello.client, plan, hello.backend, round)
+        except Preparing as error:
+            return Waiting(client=hello.client, on=(), what=str(error))
         except PlanError as error:
             return Refuse(code="no-plan", reason=str(error), fix="ask the operator, or use a larger device")
         except FedsplitError as error:
+            self._waiting.pop(hello.client, None)
             return Refuse(code="server", reason=str(error), fix="tell the operator")
-        self._roster.put(Member(hello.client, identity, public_key, hello.profile, plan, data, now, hello.topology))
+        self._waiting.pop(hello.client, None)
+        member = Member(hello.client, identity, public_key, profile, plan, data, now, hello.topology)
+        member.backend = hello.backend
+        self._roster.put(member)
         return welcome
 
     def welcome(self, name: str, plan: ClientPlan, round: int) -> Welcome:
-        """A plan with all that is needed to follow it. Raises FedsplitError where its files cannot be written."""
+        """A plan with all that is needed to follow it, for a member.
+
+        :raises FedsplitError: its files cannot be written. :raises Preparing: they are not ready.
+        """
+        member = self._roster.get(name)
+        return self._welcome(name, plan, member.backend if member is not None else TORCH, round)
+
+    def _plan(self, hello: Hello, profile: DeviceProfile, data: DataSummary) -> ClientPlan:
+        """The plan that this client waits for, else a new one."""
+        before = self._waiting.get(hello.client)
+        if before is not None and before[:2] == (profile, hello.topology):
+            return before[2]
+        plan = self._planner(hello.client, profile, data, hello.topology)
+        self._waiting[hello.client] = profile, hello.topology, plan
+        return plan
+
+    def _welcome(self, name: str, plan: ClientPlan, backend: str, round: int) -> Welcome:
         return Welcome(
             run=self._run.run.name,
             client=name,
             run_file=msgspec.json.encode(public(self._run, name)),
             plan=msgspec.json.encode(plan),
             base=self._base,
-            assets=self._offer(plan),
+            assets=self._offer(plan, backend),
             round=round,
         )
 

@@ -27,10 +27,18 @@ class Assets:
 
     def of(self, plan: ClientPlan) -> tuple[Asset, ...]:
         """What this client needs to build its segments."""
+        return (*self.small(), self._weights(plan))
+
+    def small(self) -> tuple[Asset, ...]:
+        """Config and tokenizer."""
         weights = {path.name for path in self._base.checkpoint.files}
         names = [name for name in self._base.files() if name not in weights and not name.endswith(".index.json")]
-        small = [self._offer(name, self._base.folder / name) for name in names]
-        return (*small, self._weights(plan))
+        return tuple(self._offer(name, self._base.folder / name) for name in names)
+
+    def offer(self, asset: Asset, path: Path) -> Asset:
+        """Offer another file, whose size and hash are known."""
+        self._offers[asset.name], self._paths[asset.name] = asset, path
+        return asset
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """At most ``CHUNK_BYTES`` of an offered file.
@@ -38,7 +46,7 @@ class Assets:
         :raises RemoteProtocolError: the file was never offered, or the range is outside of it.
         """
         path = self._paths.get(name)
-        if path is None or not 0 <= offset <= path.stat().st_size or size < 0:
+        if path is None or not path.is_file() or not 0 <= offset <= path.stat().st_size or size < 0:
             raise RemoteProtocolError(f"no bytes {offset}–{offset + size} of {name!r} here; fetch what was offered")
         with path.open("rb") as file:
             file.seek(offset)

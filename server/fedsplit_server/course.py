@@ -19,7 +19,7 @@ import msgspec
 
 from fedsplit import seeds
 from fedsplit.config.run import RunFile
-from fedsplit.errors import Refused, Timeout
+from fedsplit.errors import FedsplitError, Refused, Timeout
 from fedsplit.events import Emit, Note, RoundClosed, RoundCost, RoundStarted
 from fedsplit.events import Waiting as WaitingEvent
 from fedsplit.method.record import GlobalState
@@ -362,7 +362,10 @@ class Course:
             case Phase.TRAIN if opened is not None and member.name in opened.missing():
                 out = self._letters.start(member, self._opened(), opened.eras[member.name], state)
             case Phase.MOVE if member.offered is not None:
-                out = self._moving.offer(member)
+                try:
+                    out = self._moving.offer(member)
+                except FedsplitError:  # its files are gone and made again: told another time
+                    return []
             case Phase.MEASURE if measure is not None and member.name in measure.missing():
                 out = self._letters.evaluate(member, measure, state)
             case _:

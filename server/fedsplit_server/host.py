@@ -11,7 +11,7 @@ import numpy as np
 
 from fedsplit.config.run import RunFile
 from fedsplit.devices.profile import DeviceProfile
-from fedsplit.errors import Closed, LinkError, LocalProtocolError, RemoteProtocolError, Timeout
+from fedsplit.errors import Closed, FedsplitError, LinkError, LocalProtocolError, RemoteProtocolError, Timeout
 from fedsplit.events import Emit, Event, Note, RoundClosed, RoundStarted, StepDone
 from fedsplit.plan.types import ClientPlan
 from fedsplit.split.base import Base
@@ -20,13 +20,14 @@ from fedsplit.split.lora import keys
 from fedsplit.train.copies import Copies
 from fedsplit.wire import WireTensor
 from fedsplit.wire.ends import Incoming, ServerEnd
-from fedsplit.wire.messages import Bye, Chunk, DataSummary, Fetch, Probe, Refuse
-from fedsplit_server.admission import Admission, Planner
+from fedsplit.wire.messages import Asset, Bye, Chunk, DataSummary, Fetch, Probe, Refuse
+from fedsplit_server.admission import TORCH, Admission, Planner
 from fedsplit_server.arrivals import Arrivals
 from fedsplit_server.assets import Assets
 from fedsplit_server.coordinator import Coordinator
 from fedsplit_server.course import Course, Phase
 from fedsplit_server.desk import Desk, Out
+from fedsplit_server.graphs import Graphs
 from fedsplit_server.inference import Inference
 from fedsplit_server.keeper import Keeper
 from fedsplit_server.letters import Letters
@@ -45,6 +46,7 @@ TICK_S = 0.5
 class Parts:
     """What a host is made of. ``invite``: what a hello must bring (hex). ``era``: above every earlier start's,
     so that nothing from before a crash is taken for an attempt of now. ``server``: this machine, for the planner.
+    ``graphs``: for devices without torch; None: they are refused.
     ``planner``, ``replanner``: others than the run's own; with a planner alone, plans do not change."""
 
     run: RunFile
@@ -58,6 +60,7 @@ class Parts:
     server: DeviceProfile | None = None
     planner: Planner | None = None
     replanner: Replanner | None = None
+    graphs: Graphs | None = None
 
 
 class Host:
@@ -234,4 +237,11 @@ def _admission(parts: Parts, roster: Roster, portions: Portions, planning: Plann
         parts.keeper.planned(chosen)
         return chosen
 
-    return Admission(parts.run, parts.base.identity, parts.invite, plan, parts.files.of, roster)
+    def files(plan: ClientPlan, backend: str) -> tuple[Asset, ...]:
+        if backend == TORCH:
+            return parts.files.of(plan)
+        if parts.graphs is None:
+            raise FedsplitError("this server has no graphs for devices without torch")
+        return parts.graphs.of(plan)
+
+    return Admission(parts.run, parts.base.identity, parts.invite, plan, files, roster)

@@ -40,6 +40,7 @@ class Member:
 
     def __post_init__(self) -> None:
         self.agreed = self.plan
+    backend: str = "torch"
 
     @property
     def held_by_server(self) -> Held | None:

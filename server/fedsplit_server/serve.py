@@ -34,6 +34,7 @@ from fedsplit.train.start import first_state
 from fedsplit.wire.link import JoinLink
 from fedsplit_server.assets import Assets
 from fedsplit_server.gateway import Gateway
+from fedsplit_server.graphs import Graphs
 from fedsplit_server.host import Host, Parts
 from fedsplit_server.keeper import Keeper
 from fedsplit_server.keys import load_keys
@@ -99,12 +100,14 @@ def serve(
         journal = stack.enter_context(folder.journal())
         validate = validation(run, base, device) if run.server_data.path else None
         keeper = Keeper(run, folder, journal, method, first_state(base, run), emit, validate)
+        files = Assets(base, run.model, folder.path / "segments")
         parts = Parts(
             run=run,
             base=base,
             engine=engine,
             keeper=keeper,
-            files=Assets(base, run.model, folder.path / "segments"),
+            files=files,
+            graphs=stack.enter_context(Graphs(base, run, files, emit=emit)),
             invite=keys.invite.hex() if run.server.curve else "",
             era=folder.next_era(),
             server=own,
