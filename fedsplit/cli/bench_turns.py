@@ -38,8 +38,9 @@ class Turns:
         )
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._complaints: list[str] = []
-        for read in (self._read, self._complain):
-            threading.Thread(target=read, daemon=True).start()
+        self._listener = threading.Thread(target=self._complain, daemon=True)
+        for thread in (threading.Thread(target=self._read, daemon=True), self._listener):
+            thread.start()
 
     def __enter__(self) -> Turns:
         return self
@@ -77,6 +78,7 @@ class Turns:
 
     def _failed(self) -> LinkError:
         self._child.wait(STEP_S)
+        self._listener.join(START_S)
         said = "".join(self._complaints[-20:]).strip() or f"exit status {self._child.returncode}"
         return LinkError(f"{self._name} failed:\n{said}")
 

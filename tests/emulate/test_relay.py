@@ -18,6 +18,8 @@ from fedsplit.errors import InternalError
 
 LINK = Link(up_bps=2e6, down_bps=4e6, latency_s=0.03)
 BYTES = 600_000
+TIMES = 4
+"""A busy machine makes a transfer longer and never shorter: the shortest of several counts."""
 
 
 @pytest.fixture
@@ -63,6 +65,10 @@ def seconds(connection: socket.socket, up: int, down: int) -> float:
     return time.perf_counter() - begun
 
 
+def shortest(connection: socket.socket, up: int, down: int) -> float:
+    return min(seconds(connection, up, down) for _ in range(TIMES))
+
+
 def dial(address: tuple[str, int]) -> socket.socket:
     connection = socket.create_connection(address, timeout=30.0)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -85,21 +91,28 @@ def test_rate_and_latency_are_those_of_the_link(server: tuple[str, int]) -> None
         with dial(relay.address) as connection:
             latency = statistics.median(seconds(connection, 0, 256) for _ in range(7)) / 2
             assert latency == pytest.approx(LINK.latency_s, rel=0.15)
-            up = BYTES / (seconds(connection, BYTES, 256) - 2 * LINK.latency_s)
-            down = 2 * BYTES // 256 * 256 / (seconds(connection, 0, 2 * BYTES // 256 * 256) - 2 * LINK.latency_s)
+            up = BYTES / (shortest(connection, BYTES, 256) - 2 * LINK.latency_s)
+            down = 2 * BYTES // 256 * 256 / (shortest(connection, 0, 2 * BYTES // 256 * 256) - 2 * LINK.latency_s)
             assert up == pytest.approx(LINK.up_bps, rel=0.15)
             assert down == pytest.approx(LINK.down_bps, rel=0.15)
-        assert relay.up.passed_bytes == 8 * 9 + BYTES
+        assert relay.up.passed_bytes == 8 * (7 + 2 * TIMES) + TIMES * BYTES
 
 
 def test_connections_of_one_device_share_its_link(server: tuple[str, int]) -> None:
     with Relays() as relays, ThreadPoolExecutor(2) as pool:
         relay = relays.add(LINK, *server)
-        begun = time.perf_counter()
-        for done in [pool.submit(seconds, dial(relay.address), BYTES // 2, 256) for _ in range(2)]:
-            done.result(30.0)
-        took = time.perf_counter() - begun - 2 * LINK.latency_s
+        connections = [dial(relay.address) for _ in range(2)]
+
+        def together() -> float:
+            begun = time.perf_counter()
+            for done in [pool.submit(seconds, connection, BYTES // 2, 256) for connection in connections]:
+                done.result(30.0)
+            return time.perf_counter() - begun
+
+        took = min(together() for _ in range(TIMES)) - 2 * LINK.latency_s
         assert took == pytest.approx(BYTES / LINK.up_bps, rel=0.15)
+        for connection in connections:
+            connection.close()
 
 
 def test_what_is_sent_while_the_device_would_still_compute_leaves_later(server: tuple[str, int]) -> None:
@@ -107,7 +120,7 @@ def test_what_is_sent_while_the_device_would_still_compute_leaves_later(server: 
         relay = relays.add(LINK, *server)
         relay.up.owed_s = lambda: 0.1
         with dial(relay.address) as connection:
-            assert seconds(connection, 0, 256) == pytest.approx(0.1 + 2 * LINK.latency_s, rel=0.15)
+            assert shortest(connection, 0, 256) == pytest.approx(0.1 + 2 * LINK.latency_s, rel=0.15)
 
 
 def test_leaving_ends_open_connections_and_the_thread(server: tuple[str, int]) -> None:
