@@ -118,10 +118,14 @@ pip() {
 }
 if [ "$extra" = edge ]; then
     # Wheels only: compiling one of these would keep a small device busy for hours.
-    pip --no-deps --only-binary :all: --requirement "$root/client/edge-packages.txt"
+    # Bytecode is a third of the space and most of it is never used; what is used is compiled when it first is.
+    pip --no-deps --no-compile --only-binary :all: --requirement "$root/client/edge-packages.txt"
     # Without the first, a changed clone of the same version would stay as it was.
     pip --no-deps --force-reinstall "$root"
 else
+    command -v nvidia-smi >/dev/null || [ -n "${PIP_EXTRA_INDEX_URL:-}" ] || echo "\
+No GPU was found here. torch's CPU build saves several GB: stop this with Ctrl-C and put in front of the command
+  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu" >&2
     pip "${root}[$extra]"
     pip --no-deps --force-reinstall "$root"
 fi
