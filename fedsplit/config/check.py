@@ -69,6 +69,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "server.stash_bytes": at_least(1),
     "policy.min_front": at_least(0),
     "policy.min_rank": at_least(1),
+    "plan.coverage": at_least(0),
     "policy.min_wire_bits": at_least(0),
     "policy.max_server_bytes": at_least(0),
     "policy.round_s": at_least(0),

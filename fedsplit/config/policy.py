@@ -35,6 +35,10 @@ def policy(run: RunFile) -> Iterator[Problem]:
         words = f"at most rounds.deadline_s = {run.rounds.deadline_s:g}"
         yield Problem("policy.round_s", found(rules.round_s), words, fix)
     yield from _ranks(run)
+    if run.plan.coverage > run.rounds.clients > 0:
+        fix = "lower it, or raise rounds.clients"
+        words = f"at most rounds.clients = {run.rounds.clients}"
+        yield Problem("plan.coverage", str(run.plan.coverage), words, fix)
 
 
 def _topologies(rules: PolicySection) -> Iterator[Problem]:

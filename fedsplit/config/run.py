@@ -170,6 +170,8 @@ class PlanSection(Section, frozen=True, kw_only=True):
     """``fit``: a device that is short of memory or time trains the most valuable layers it can, not all of them."""
     ranks: tuple[int, ...] = ()
     """Smaller ranks, that ``fit`` may give a layer; larger ones are named where a device has time for them."""
+    coverage: int = 0
+    """Clients that must train each layer; 0: it is only said how many do."""
     checkpoint: bool = True
     """Activations may be computed twice to save memory; the result stays the same."""
     overlap: bool = False

@@ -25,13 +25,13 @@ def coverage_note(plans: Sequence[ClientPlan], card: ModelCard, targets: Sequenc
     least = min(counts.values(), default=len(plans))
     if least == len(plans):
         return ""
-    layers = _spans([layer for layer, count in counts.items() if count == least])
+    layers = spans([layer for layer, count in counts.items() if count == least])
     if not least:
         return f"no client trains layer {layers}: it stays as it is; more memory, or a smaller batch, would change that"
     return f"layer {layers}: trained by {least} of {len(plans)} clients only"
 
 
-def _spans(layers: Sequence[int]) -> str:
-    """``0–3, 7``."""
+def spans(layers: Sequence[int]) -> str:
+    """``0–3, 7``: numbers, smaller ones first, as runs."""
     runs = [[layer for _, layer in run] for _, run in groupby(enumerate(layers), key=lambda pair: pair[1] - pair[0])]
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)

@@ -28,13 +28,15 @@ EQUAL = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """The chosen candidate, its layers as they were weighed, its value, that of training everything, cuts weighed."""
+    """The chosen candidate, its layers as they were weighed, its value, that of training everything, cuts weighed.
+    ``why``: it was chosen, where not for its value."""
 
     option: Option
     segment: Segment
     value: float
     full: float
     weighed: int = 1
+    why: str = ""
 
     @property
     def key(self) -> tuple[int, tuple[int, ...]]:
@@ -81,14 +83,14 @@ class Fitter:
         chosen, self.works, _ = step_of(question)
         chosen = [choice for choice in chosen if only in (None, choice[0])]
         self.ranks = allowed_ranks(question)
-        self._rows = [list(row) for _, row in groupby(sorted(chosen, key=_longest_body), key=_front)]
+        self.rows = [list(row) for _, row in groupby(sorted(chosen, key=_longest_body), key=_front)]
         self._cells: dict[tuple[Topology, Cut, int, bool], Cell] = {}
 
     def best(self, question: Question) -> Fitted | None:
         """None: nothing fits that trains anything."""
         found: Fitted | None = None
         weighed, done = 0, set[Topology]()
-        for row in self._rows:
+        for row in self.rows:
             for place, choice in enumerate(row if row[0][0] not in done else ()):
                 most = self._most(question, choice)
                 if most is None or (found is not None and most < found.value - EQUAL):
@@ -99,9 +101,21 @@ class Fitter:
                 found = min((one for one in (found, *self._at(question, choice)) if one), key=_key, default=None)
         return None if found is None else replace(found, weighed=weighed)
 
+    def given(self, question: Question) -> Fitted:
+        """The way that was chosen for the fleet's sake (``cover``)."""
+        assert question.way is not None
+        topology, cut, index, ranks = question.way
+        work = self.works[index]
+        option = priced(question, topology, cut, [replace(work, ranks=ranks)])
+        segment = segment_of(work, topology, cut, question.device, self.ranks)
+        why = f"so that every layer has its {question.run.plan.coverage} clients (plan.coverage)"
+        return Fitted(
+            option=option, segment=segment, value=value_of(option.work), full=value_of(self.works[0]), why=why
+        )
+
     def any(self, question: Question) -> bool:
         """Whether there is a best at all."""
-        for row in self._rows:
+        for row in self.rows:
             for choice in row:
                 if self._most(question, choice) is None:
                     break

@@ -53,6 +53,9 @@ class Question:
     """The most that the device's owner agreed to show; None: whatever the policy allows."""
     pieces: int = 0
     """Micro-batches that a running client keeps; 0: as many as are best."""
+    way: tuple[Topology, Cut, int, tuple[int, ...]] | None = None
+    """(topology, cut, index of the step in micro-batches, rank of each layer) of a device on which not everything fits,
+    chosen for the fleet's sake (``cover``); None: the most valuable."""
     usual: tuple[DeviceProfile, DeviceProfile | None] | None = None
     """Device and server as they usually are, where ``device`` and ``server`` are slower, as in their slowest tenth
     (``plan.robust``)."""
@@ -182,5 +185,5 @@ def alike(question: Question) -> tuple[bytes, bytes]:
     section = (fixed.topology, fixed.cut, fixed.batch, fixed.threads) if fixed else None
     budget = question.device.limits.upload_per_day_bytes if question.device.limits is not None else 0
     return msgspec.json.encode((counts, section, question.agreed, question.pieces, budget)), msgspec.json.encode(
-        (question.device, question.pick, question.usual and question.usual[0].slowdown)
+        (question.device, question.pick, question.way, question.usual and question.usual[0].slowdown)
     )

@@ -21,6 +21,7 @@ from fedsplit.errors import PlanError
 from fedsplit.plan.card import check_targets
 from fedsplit.plan.changes import for_all
 from fedsplit.plan.consent import Shown
+from fedsplit.plan.cover import covered
 from fedsplit.plan.coverage import coverage_note
 from fedsplit.plan.depth import check_depth
 from fedsplit.plan.explain import Rivals, binding, for_the_fleet, reasons
@@ -53,33 +54,40 @@ def solve(
     allowed: Collection[Topology] | None = None,
     agreed: Mapping[str, Shown] | None = None,
     pieces: Mapping[str, int] | None = None,
+    beside: Sequence[ClientPlan] = (),
 ) -> Plan:
     """Plan all ``devices`` (client name → profile) for one round.
 
     ``data``: counts of each client's tokens; absent: rows of ``model.max_length``. ``allowed``: topologies that the
     method or the device's owner admits; None: all. ``agreed``: the most that each owner agreed to show.
-    ``pieces``: micro-batches that a client keeps. Values that ``run.clients`` fixes for a name are kept.
-    Raises PlanError where nothing fits (constraint, nearest plan, smallest change), or for an empty fleet;
+    ``pieces``: micro-batches that a client keeps. ``beside``: plans of other clients, which count towards
+    ``plan.coverage``. Values that ``run.clients`` fixes for a name are kept.
+    Raises PlanError where nothing fits (constraint, nearest plan, smallest change), where all clients together train a
+    layer too seldom (``plan.coverage``), or for an empty fleet;
     ConfigError for LoRA targets the model does not have.
     """
     asked = questions(card, devices, run, server=server, data=data, allowed=allowed, agreed=agreed, pieces=pieces)
-    return planned(asked, round=round)[0]
+    return planned(asked, round=round, beside=beside)[0]
 
 
-def planned(asked: Mapping[str, Question], *, round: int = 0) -> tuple[Plan, Mapping[str, Question]]:
+def planned(
+    asked: Mapping[str, Question], *, round: int = 0, beside: Sequence[ClientPlan] = ()
+) -> tuple[Plan, Mapping[str, Question]]:
     """(the plan that answers all questions, these with the shares and picks it rests on). Raises as ``solve``."""
     if not asked:
         raise PlanError("there is no device to plan for; add [[clients]] to the run file or give a fleet")
     first = next(iter(asked.values()))
     check_targets(first.card, first.run.lora.targets)
     check_depth(first.run, first.card.num_layers)
-    shared, bound_s = balance(asked)
-    final, plans, moved = _fitted(shared, _plans(shared), bound_s)
+    balanced, bound_s = balance(asked)
+    shared, plans, said = _covered(balanced, _plans(balanced), beside)
+    final, plans, moved = _fitted(shared, plans, bound_s)
     fit = first.run.plan.layers == "fit"
     left_out = coverage_note(plans, first.card, first.run.lora.targets) if fit else ""
     notes = (
         *_notes(plans, first.server, bound_s, overlap=first.run.plan.overlap),
         *filter(None, (balance_note(plans), left_out)),
+        *said,
         *moved,
     )
     clients = tuple(with_slack(plans, final))
@@ -144,7 +152,7 @@ def _cut_down(
     name: str, question: Question, fitter: Fitter | None, rivals: Rivals, why_not: Sequence[str]
 ) -> ClientPlan | None:
     """A plan that trains less than all layers at the run's rank; None where there is none, or no leave."""
-    found = fitter.best(question) if fitter else None
+    found = (fitter.given(question) if question.way else fitter.best(question)) if fitter else None
     if found is None:
         return None
     plan = _plan(name, question, found.option, rivals, why_not, _facts(question, found.option))
@@ -212,6 +220,25 @@ def _layers(question: Question, topology: Topology, cut: Cut, work: Work) -> tup
         )
         for layer in range(question.card.num_layers)
     )
+
+
+def _covered(
+    asked: Mapping[str, Question], plans: Sequence[ClientPlan], beside: Sequence[ClientPlan]
+) -> tuple[Mapping[str, Question], Sequence[ClientPlan], tuple[str, ...]]:
+    """Where too few train a layer, some clients train others (``cover``). Raises PlanError where that does not do."""
+    if not next(iter(asked.values())).run.plan.coverage:
+        return asked, plans, ()
+
+    def helps(other: Mapping[str, Question]) -> bool:
+        shared, _ = balance(other)
+        try:
+            covered(shared, _plans(shared), beside, lambda _: False)
+        except PlanError:
+            return False
+        return True
+
+    changed, said = covered(asked, plans, beside, helps)
+    return changed, plans if changed is asked else _plans(changed), said
 
 
 def _fitted(

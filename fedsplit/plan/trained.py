@@ -94,7 +94,7 @@ def gave_up(client: ClientPlan, found: Fitted, rivals: Rivals, question: Questio
     worth = f"worth {found.value / found.full:.0%} of training all {count} at rank {rank}, which does not fit"
     lines = [
         f"{found.option.name}, training {trained(client.layers)}: {duration(found.option.times.total)} a step, "
-        f"the most valuable {f'of {found.weighed} cuts' if found.weighed > 1 else 'that fits'}, {worth}"
+        f"{found.why or _most_valuable(found)}, {worth}"
     ]
     mine = own_layers(found.option.work, client.topology, client.cut)
     left = [one for one in _weighed(client, question, found.segment, mine) if not one.rank]
@@ -105,6 +105,10 @@ def gave_up(client: ClientPlan, found: Fitted, rivals: Rivals, question: Questio
     whole = ", ".join(f"{topology} needs {size(count)}" for topology, count in sorted(rivals.least))
     held = f"{size(found.option.memory.total)} of {size(question.device.budget_bytes)}"
     return (*lines, f"{found.option.name}: {held}; to train all layers {whole}")
+
+
+def _most_valuable(found: Fitted) -> str:
+    return f"the most valuable {f'of {found.weighed} cuts' if found.weighed > 1 else 'that fits'}"
 
 
 def offers(client: ClientPlan, question: Question) -> list[str]:

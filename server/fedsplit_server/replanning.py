@@ -79,6 +79,8 @@ class Replanning:
             for member in members
         }
         run = self._planning.fleet({member.name: member.insists for member in members})
+        # Who trains which layers was settled as the devices joined: moves change cuts alone.
+        run = structs.replace(run, plan=structs.replace(run.plan, coverage=0))
         return replan(self._planning.card, run, fleet, server=self._planning.server, round=round, shaped=self._shaped)
 
     def why(self, member: Member) -> str:
