@@ -43,6 +43,10 @@ class ModelSection(Section, frozen=True, kw_only=True):
     """Number format of the frozen weights and of the activations."""
     head: Literal["fedavg", "frozen", "local"] = "fedavg"
     """What happens to a classification head: averaged, never trained, or kept by each client."""
+    edge_bits: Literal[32, 16, 8, 4] = 32
+    """Bits of the matrices in layers and head (the head: 8 at least) on devices without torch."""
+    edge_table_bits: Literal[32, 16, 8] = 32
+    """Bits of the token embedding on devices without torch."""
 
 
 class LoraSection(Section, frozen=True, kw_only=True):

@@ -1,11 +1,12 @@
 """What a folder of exported graphs holds: written by the server, read by devices without torch.
 
-``manifest.json`` beside one ``.onnx`` file a graph, ``weights.bin`` (frozen weights that all graphs share, mapped into
-memory) and ``table.bin`` (the token embedding, a row a token, read where it lies).
+``manifest.json`` beside one ``.onnx`` file a kind of graph, ``weights.bin`` (frozen weights that all graphs share,
+mapped into memory) and ``table.bin`` (the token embedding, a row a token, read where it lies).
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -15,19 +16,34 @@ from numpy.typing import NDArray
 
 from fedsplit.errors import DataError
 
-VERSION = 1
+VERSION = 2
 FILE, WEIGHTS, TABLE = "manifest.json", "weights.bin", "table.bin"
 
 
-class Graph(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One graph: its file, the names of its inputs and outputs in order, and how far its numbers were from autograd's.
+class Weight(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An array in a file of the folder, from byte ``offset`` on; ``dtype`` is NumPy's name for it."""
 
-    ``error``: largest difference over largest value, of all outputs, at several shapes.
+    file: str
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class Graph(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One graph: its file, what it reads and gives by name, and how far its numbers were from autograd's.
+
+    ``inputs`` come with a call, ``weights`` are the same in every call. Layers of one kind have the same file.
+    ``error``: largest difference over largest value, of all outputs, at several shapes, for the weights as stored.
     """
 
     file: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    weights: dict[str, Weight]
     error: float
 
 
@@ -62,7 +78,9 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ``graphs``: ``embed``, ``scores``, ``head``, and ``layer.N``, ``layer_grad.N`` for every layer N on this device.
     ``layers``: those layers, the front's first; ``front``: how many of them. ``factors``: per layer its factors' names
     within the layer → in the model. ``shapes``: of every tensor that comes with a call, by its name in the model;
-    ``trained``: those of the head that train. ``opset``, ``ir_version``: what a runtime must know.
+    ``trained``: those of the head that train. ``opset``, ``ir_version``: what a runtime must know. ``weight_bits``: of
+    the layers' matrices, the fewest; ``rounding``: what that changes in them, the largest length of a difference over
+    the length of the matrix; ``table_rounding``: the same of the token embedding.
     """
 
     version: int
@@ -75,6 +93,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     opset: int
     ir_version: int
     weight_bits: int
+    rounding: float
+    table_rounding: float
     graphs: dict[str, Graph]
     factors: dict[int, dict[str, str]]
     shapes: dict[str, tuple[int, ...]]

@@ -11,6 +11,7 @@ import torch
 
 from fedsplit.config.run import ModelSection, RunFile
 from fedsplit.edge.manifest import load
+from fedsplit.edge.runner import Runner
 from fedsplit.errors import InternalError
 from fedsplit.plan.types import ClientPlan, Cut, Topology
 from fedsplit.split.base import open_base
@@ -20,7 +21,7 @@ from fedsplit.split.rows import Rows
 from fedsplit.split.segment import Segment, Span, build
 from fedsplit.testing.models import tiny
 
-ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 LABELS = ("a", "b", "c")
@@ -31,16 +32,13 @@ class Graphs:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.manifest = folder, load(folder)
-        table = self.manifest.table
+        self.runner, table = Runner(folder, self.manifest), self.manifest.table
         assert table is not None
         self.table = np.memmap(folder / "table.bin", np.float32, "r", shape=(table.rows, table.width))
 
     def run(self, name: str, **inputs: Any) -> dict[str, torch.Tensor]:
-        graph = self.manifest.graphs[name]
-        session = ort.InferenceSession(str(self.folder / graph.file), providers=["CPUExecutionProvider"])
-        given = {key: np.asarray(inputs[key]) for key in graph.inputs}
-        found = session.run(None, given)
-        return {key: torch.from_numpy(value) for key, value in zip(graph.outputs, found, strict=True)}
+        given = {key: np.asarray(value) for key, value in inputs.items()}
+        return {key: torch.from_numpy(value) for key, value in self.runner.run(name, given).items()}
 
     def forward(self, layers: list[int], h: Any, mask: Any, params: dict[str, Any]) -> list[Any]:
         """The input of every layer, and the output of the last."""
@@ -172,6 +170,6 @@ def test_a_graph_that_is_not_what_autograd_says_is_refused(tmp_path: Path, monke
     params = write._examples(segment, {})
     traced = graphs.layer_grad(segment, 0, params)
     piece = write.Piece("grad", segment, traced, write._named_alike(segment, write._frozen(segment), 0))
-    write._write_graphs({"layer_grad.0": piece}, tmp_path)
+    made = write._write_graphs({"layer_grad.0": piece}, tmp_path)
     with pytest.raises(InternalError, match=r"layer_grad\.0 differs from autograd by"):
-        write._checked(tmp_path, "layer_grad.0", traced)
+        write._checked(tmp_path, "layer_grad.0", piece, made["layer_grad.0"])

@@ -14,16 +14,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-ALIGNMENT = 4096
-"""A page: what a mapped tensor must start at."""
-SMALL = 1024
-"""Bytes up to which a weight stays inside its graph."""
+from fedsplit.edge.manifest import Weight
+
+ALIGNMENT = 64
+"""What a tensor starts at: the widest load of a processor."""
 
 
 class WeightFile:
-    """Context manager: writes ``path``; ``bind`` gives a graph its weights.
+    """Context manager: writes ``path``; ``place`` gives a graph its weights.
 
     ``others``: what whole files beside ``path`` hold, by their ``content``; a tied head is in the embedding's table.
     """
@@ -39,23 +38,13 @@ class WeightFile:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def bind(self, model: Any, weights: Mapping[str, Tensor]) -> None:
-        """Make the initialisers of the ``onnx_ir`` model these weights, the large ones as references into the file."""
-        import onnx_ir
+    def place(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Weight]:
+        """Where these are, after writing those that the file does not hold yet."""
+        return {name: self._placed(array) for name, array in arrays.items()}
 
-        for name, value in model.graph.initializers.items():
-            if name not in weights:
-                continue
-            array = np.ascontiguousarray(weights[name].numpy())
-            if array.nbytes <= SMALL:
-                value.const_value = onnx_ir.tensor(array, name=name)
-                continue
-            kind = onnx_ir.DataType.from_numpy(array.dtype)
-            file, offset = self._put(array)
-            value.const_value = onnx_ir.ExternalTensor(
-                file, offset, array.nbytes, kind, shape=onnx_ir.Shape(array.shape), name=name,
-                base_dir=str(self.path.parent),
-            )  # fmt: skip
+    def _placed(self, array: NDArray[Any]) -> Weight:
+        file, offset = self._put(np.ascontiguousarray(array))
+        return Weight(file=file, offset=offset, shape=array.shape, dtype=array.dtype.name)
 
     def _put(self, array: NDArray[Any]) -> tuple[str, int]:
         raw = array.data.cast("B")  # no copy: a head of a large vocabulary is a gigabyte
