@@ -26,6 +26,7 @@ from fedsplit.errors import FedsplitError, MissingExtra
 from fedsplit.events import Emit, Note, silent
 from fedsplit.plan.options import describe
 from fedsplit.plan.types import ClientPlan
+from fedsplit.split import export as package
 from fedsplit.split.base import Base
 from fedsplit.split.spans import client_spans
 from fedsplit.state.durable import make_private
@@ -89,7 +90,7 @@ class Graphs:
         elif export.child.poll() is not None:
             del self._exports[key]
             return (*self._files.small(), *self._finish(key, export))
-        raise Preparing(f"the graphs of {describe(plan.topology, plan.cut)} are being prepared")
+        raise Preparing(f"this device's graphs, {describe(plan.topology, plan.cut)}, are being prepared")
 
     def close(self) -> None:
         """What was not finished is begun anew by whoever needs it next."""
@@ -174,9 +175,7 @@ def kept_in() -> Path:
 
 def _source() -> str:
     """The version of the code that exports, finer than a release."""
-    package = find_spec("fedsplit.split.export")
-    assert package is not None
-    files = sorted(path for where in package.submodule_search_locations or () for path in Path(where).glob("*.py"))
+    files = sorted(Path(str(package.__file__)).parent.glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
