@@ -45,7 +45,7 @@ class Place:
         :raises Timeout: no answer for longer than the run's patience.
         """
         now = self._session.again(self.offer)
-        if why := objection(self._agreed, self.offer.plan, now.plan):
+        if why := objection(self._agreed, self.offer.plan, now.plan, self.offer.run):
             raise Refused(f"the server now has another plan for {now.plan.client}: {why}; join again to see it")
         self._take(now)
         self._session.accept(now, self._data)
@@ -54,7 +54,7 @@ class Place:
         """The server offers another plan. Taken, or kept as it is with the reason said to both sides."""
         now = self._session.offered(welcome)
         why = "another base model" if now.base != self.offer.base else ""
-        why = why or objection(self._agreed, self.offer.plan, now.plan)
+        why = why or objection(self._agreed, self.offer.plan, now.plan, self.offer.run)
         if not why:
             why = self._tried(now)
         if why:

@@ -17,6 +17,7 @@ from fedsplit.exchange.part import Part
 from fedsplit.exchange.rate import learning_rate
 from fedsplit.exchange.step import At, Outcome, SplitStep, local_step
 from fedsplit.lora.adapter import Adapter, Head, flatten, unflatten
+from fedsplit.plan.given import scheduled
 from fedsplit.state.personal import ClientRun
 from fedsplit.wire import Packet, WireTensor
 from fedsplit.wire.messages import Bye, Evaluate, Finish, Report, Start, Update, Welcome
@@ -155,7 +156,8 @@ class Worker:
             outcome = SplitStep(self._part, self._line, batches, at, seed).run()
         else:
             train = self._run.train
-            rate = learning_rate(train, start.first_step + step, train.rounds * train.steps)
+            now = scheduled(start.round, step, start.steps, train.steps)
+            rate = learning_rate(train, now, train.rounds * train.steps)
             outcome = local_step(self._part, batches, rate, at, seed)
         seconds = time.perf_counter() - begun
         own_s = seconds - (self._line.waited_s - waited)

@@ -14,6 +14,7 @@ from fedsplit.cli.plan_layers import cut_down, layers_table
 from fedsplit.devices.units import duration, rate, size, speed
 from fedsplit.plan.explain import MEMORY, TIME, lack
 from fedsplit.plan.frontier import every_option, frontier, shown
+from fedsplit.plan.given import steps_of
 from fedsplit.plan.memory import Memory
 from fedsplit.plan.options import Option, describe
 from fedsplit.plan.question import ASSUMED_SERVER, Question, options_of, priced
@@ -74,12 +75,12 @@ def _row(client: ClientPlan, question: Question) -> dict[str, Text | str]:
     cost = client.estimate
     assert cost is not None
     option = chosen(client, question)
-    steps, here = question.run.train.steps, sum(layer.place == "client" for layer in client.layers)
+    steps, here = steps_of(client, question.run), sum(layer.place == "client" for layer in client.layers)
     return {
         "client": Text(client.client, style="bold"),
         "plan": describe(client.topology, client.cut),
         "here": f"{here} of {len(client.layers)}",
-        "train": trained(client.layers),
+        "train": trained(client.layers) + (f" · {steps} steps" if client.steps else ""),
         "batch": f"{client.batch}" if client.micro_batches == 1 else f"{client.micro_batches} × {option.work.rows}",
         "memory": f"{size(cost.memory_bytes)} of {size(question.device.budget_bytes)}",
         "disk": size(cost.disk_bytes),

@@ -35,6 +35,7 @@ def policy(run: RunFile) -> Iterator[Problem]:
         words = f"at most rounds.deadline_s = {run.rounds.deadline_s:g}"
         yield Problem("policy.round_s", found(rules.round_s), words, fix)
     yield from _ranks(run)
+    yield from _slack(run)
     if run.plan.coverage > run.rounds.clients > 0:
         fix = "lower it, or raise rounds.clients"
         words = f"at most rounds.clients = {run.rounds.clients}"
@@ -75,6 +76,23 @@ def _ranks(run: RunFile) -> Iterator[Problem]:
             yield Problem(path, str(other), "another rank than lora.rank", "remove it")
         elif other < lowest:
             yield Problem(path, str(other), f"at least policy.min_rank = {lowest}", "raise it or lower policy.min_rank")
+
+
+def _slack(run: RunFile) -> Iterator[Problem]:
+    """Who waits is known once all are there, so that plans have to change then."""
+    slack, together = run.plan.slack, run.server.adapters
+    if slack == "none":
+        return
+    if together != "per-client":
+        why = "the server waits for every client in every step" if slack == "steps" else "no plan changes during a run"
+        fix = f'with a shared copy {why}: set plan.slack = "none", or server.adapters = "per-client"'
+        yield Problem("plan.slack", found(slack), f'"none" with server.adapters = "{together}"', fix)
+    if not run.plan.replan:
+        fix = 'set plan.replan = true: who waits is known only when all clients are there; or plan.slack = "none"'
+        yield Problem("plan.slack", found(slack), '"none" with plan.replan = false', fix)
+    if slack == "rank" and not any(rank > run.lora.rank for rank in run.plan.ranks):
+        fix = 'add ranks above lora.rank to plan.ranks, or set plan.slack = "steps"'
+        yield Problem("plan.slack", '"rank"', f"a rank above lora.rank = {run.lora.rank} in plan.ranks", fix)
 
 
 def client(run: RunFile, section: ClientSection, path: str) -> Iterator[Problem]:

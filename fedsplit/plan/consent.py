@@ -8,7 +8,9 @@ not take it.
 
 from __future__ import annotations
 
+from fedsplit.config.run import RunFile
 from fedsplit.plan.exposure import SHALLOW
+from fedsplit.plan.given import bare
 from fedsplit.plan.options import describe
 from fedsplit.plan.types import ClientPlan, Cut, Topology
 
@@ -40,9 +42,10 @@ def same_work(plan: ClientPlan, other: ClientPlan) -> bool:
     return _work(plan) == _work(other)
 
 
-def objection(agreed: ClientPlan, now: ClientPlan, offered: ClientPlan) -> str:
-    """Why ``offered`` cannot follow ``now`` without asking the owner, who ``agreed`` to another; empty: it can."""
-    if not same_work(now, offered):
+def objection(agreed: ClientPlan, now: ClientPlan, offered: ClientPlan, run: RunFile | None = None) -> str:
+    """Why ``offered`` cannot follow ``now`` without asking the owner, who ``agreed`` to another; empty: it can. Who
+    agreed to ``run`` agreed to the ranks or steps that it gives to clients that wait (``plan.slack``)."""
+    if not same_work(bare(now, run) if run else now, bare(offered, run) if run else offered):
         return "it trains something else than the plan before"
     found, most = shown_by(offered), shown_by(agreed)
     if within(found, most):
@@ -54,4 +57,4 @@ def objection(agreed: ClientPlan, now: ClientPlan, offered: ClientPlan) -> str:
 
 def _work(plan: ClientPlan) -> tuple[object, ...]:
     layers = tuple((layer.layer, layer.trains, layer.rank, layer.bits, layer.density) for layer in plan.layers)
-    return plan.client, plan.batch, plan.micro_batches, plan.wire_up, plan.wire_down, plan.dtype, layers
+    return plan.client, plan.batch, plan.micro_batches, plan.steps, plan.wire_up, plan.wire_down, plan.dtype, layers

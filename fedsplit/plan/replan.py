@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from msgspec import structs
 
@@ -18,6 +18,7 @@ from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import PlanError
 from fedsplit.plan.consent import objection, shown_by
+from fedsplit.plan.given import bare, value
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.solve import sealed, solve
 from fedsplit.plan.types import ClientPlan, Plan
@@ -62,6 +63,58 @@ def replan(
 ) -> Replanned:
     """``run``: with a section for each device that something is fixed for, insisted topologies included. ``shaped``:
     what the run's method makes of a plan."""
+    if run.plan.slack == "none":
+        return _replan(card, run, fleet, server, round, shaped)
+    plain = structs.replace(run, plan=structs.replace(run.plan, slack="none"))
+    without = {name: replace(one, plan=shaped(bare(one.plan, run))) for name, one in fleet.items()}
+    found = _replan(card, plain, without, server, round, shaped)
+    return _with_slack(card, run, fleet, found, server, shaped)
+
+
+def _with_slack(
+    card: ModelCard,
+    run: RunFile,
+    fleet: Mapping[str, Standing],
+    found: Replanned,
+    server: DeviceProfile | None,
+    shaped: Callable[[ClientPlan], ClientPlan],
+) -> Replanned:
+    """What was found, and what those get beside who wait then (``spend``). A device that stays where it is keeps what
+    it was given, unless that is another by more than ``GAIN``."""
+    plans = {plan.client: plan for plan in found.plan.clients}
+    try:
+        spent = solve(
+            card,
+            {name: one.profile for name, one in fleet.items()},
+            fixed(run, plans),
+            server=server,
+            round=found.plan.round,
+            data={name: one.data for name, one in fleet.items() if one.data is not None},
+            pieces={name: plan.micro_batches for name, plan in plans.items()},
+        )
+    except PlanError:  # the plans as they are break a rule: there is nothing to give
+        return found
+    moves = dict(found.moves)
+    for offered in map(shaped, spent.clients):
+        one = fleet[offered.client]
+        old, new = value(one.plan, run), value(offered, run)
+        stays = offered.client not in moves and (abs(new - old) <= GAIN * old or _differs(one.plan, offered))
+        if one.may_move and not stays and not objection(one.agreed, one.plan, offered, run):
+            moves[offered.client] = offered
+    clients = tuple(moves.get(name, one.plan) for name, one in sorted(fleet.items()))
+    plan = sealed(structs.replace(found.plan, clients=clients))
+    return replace(found, plan=plan, moves=moves)
+
+
+def _replan(
+    card: ModelCard,
+    run: RunFile,
+    fleet: Mapping[str, Standing],
+    server: DeviceProfile | None,
+    round: int,
+    shaped: Callable[[ClientPlan], ClientPlan],
+) -> Replanned:
+    """Cuts and topologies alone."""
 
     def ask(free: Set[str], *, pieces: bool = True) -> Plan:
         found = solve(

@@ -1,19 +1,19 @@
 """What a client waits of each step for the slowest one.
 
-Clients that do not wait for the server's share are done before the slowest: their slack. Another cut would not help the
-slowest, and more local steps than the others' would bias the mean towards their rows, so it is said and not spent. Of
-larger ranks that ``[plan] ranks`` names, the largest that fits the device and is still in time is named for whoever
-decides on ``lora.rank``: a device that joins is planned before the others are known, so no plan takes it by itself.
+Clients that do not wait for the server's share are done before the slowest: their slack. Another cut would not help
+the slowest, so without ``[plan] slack`` it is said and not spent (``spend`` does that). Of larger ranks that
+``[plan] ranks`` names, the largest that fits the device and is in time is named for whoever decides on ``lora.rank``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from msgspec import structs
 
 from fedsplit.devices.units import duration
+from fedsplit.plan.given import larger_ranks
 from fedsplit.plan.question import Question, priced
 from fedsplit.plan.selection import own_layers
 from fedsplit.plan.types import ClientPlan
@@ -44,29 +44,37 @@ def with_slack(plans: Sequence[ClientPlan], asked: Mapping[str, Question]) -> li
     return found
 
 
-def balance_note(plans: Sequence[ClientPlan]) -> str:
-    """How unequal the steps are, for the whole plan; empty: nobody waits."""
-    steps = sorted(map(step_s, plans))
+def balance_note(seconds: Iterable[float], what: str = "steps") -> str:
+    """How unequal the steps (or rounds) are, for the whole plan; empty: nobody waits."""
+    steps = sorted(seconds)
     if steps[-1] - steps[0] <= WORTH_SAYING * steps[-1]:
         return ""
     idle = 1 - sum(steps) / len(steps) / steps[-1]
-    return f"steps take {duration(steps[0])} to {duration(steps[-1])}; on average a client waits {idle:.0%} of the time"
+    return (
+        f"{what} take {duration(steps[0])} to {duration(steps[-1])}; on average a client waits {idle:.0%} of the time"
+    )
 
 
 def in_time(plan: ClientPlan, question: Question, deadline_s: float) -> int:
     """The largest of the larger ranks of ``plan.ranks`` that fits and is done by then; 0: none."""
     run = question.run
-    larger = sorted({rank for rank in run.plan.ranks if rank > run.lora.rank}, reverse=True)
+    larger = larger_ranks(run)
     if not larger or any(layer.trains and layer.rank != run.lora.rank for layer in plan.layers):
         return 0
     work = as_planned(work_of(question.card, run, question.data, batch=plan.batch), plan)
-    return next((rank for rank in larger if _done(plan, question, _raised(work, plan, rank), deadline_s)), 0)
+    return next((rank for rank in larger if _done(plan, question, raised(work, plan, rank), deadline_s)), 0)
 
 
-def _raised(work: Work, plan: ClientPlan, rank: int) -> Work:
+def raised(work: Work, plan: ClientPlan, rank: int) -> Work:
     """The step with this rank in the client's own layers."""
     mine = set(own_layers(work, plan.topology, plan.cut))
-    return replace(work, ranks=tuple(rank if layer in mine else work.rank for layer in range(work.card.num_layers)))
+    return replace(
+        work,
+        ranks=tuple(
+            rank if layer in mine and work.rank_of(layer) else work.rank_of(layer)
+            for layer in range(work.card.num_layers)
+        ),
+    )
 
 
 def _done(plan: ClientPlan, question: Question, work: Work, deadline_s: float) -> bool:

@@ -35,7 +35,7 @@ from fedsplit.plan.options import Option
 from fedsplit.plan.prices import Shelf
 from fedsplit.plan.question import Question, alike, questions, server_of, usual_s
 from fedsplit.plan.refuse import crowded, without_plan
-from fedsplit.plan.slack import balance_note, with_slack
+from fedsplit.plan.spend import used
 from fedsplit.plan.timing import traffic
 from fedsplit.plan.together import together
 from fedsplit.plan.trained import gave_up
@@ -82,16 +82,16 @@ def planned(
     balanced, bound_s = balance(asked)
     shared, plans, said = _covered(balanced, _plans(balanced), beside)
     final, plans, moved = _fitted(shared, plans, bound_s)
+    clients, waiting = used(plans, final)
     fit = first.run.plan.layers == "fit"
     left_out = coverage_note(plans, first.card, first.run.lora.targets) if fit else ""
     notes = (
         *_notes(plans, first.server, bound_s, overlap=first.run.plan.overlap),
-        *filter(None, (balance_note(plans), left_out)),
+        *filter(None, (waiting, left_out)),
         *said,
         *moved,
     )
-    clients = tuple(with_slack(plans, final))
-    return sealed(Plan(round=round, clients=clients, seed=first.run.run.seed, reasons=notes)), final
+    return sealed(Plan(round=round, clients=tuple(clients), seed=first.run.run.seed, reasons=notes)), final
 
 
 def answer(name: str, question: Question) -> ClientPlan:

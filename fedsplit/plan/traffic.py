@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 
 from fedsplit.config.run import RunFile
+from fedsplit.plan.given import steps_of
 from fedsplit.plan.types import ClientPlan, Estimate, Topology
 
 HEADER_BYTES = 150
@@ -70,7 +71,7 @@ def run_traffic(plan: ClientPlan, run: RunFile, known: Known) -> RunTraffic:
     assert cost is not None
     rounds = range(known.rounds_done, run.train.rounds)
     taken = math.ceil(run.rounds.participation * len(rounds))
-    steps, looks = taken * run.train.steps, _measurements(run, rounds) if known.eval_rows else 0
+    steps, looks = taken * steps_of(plan, run), _measurements(run, rounds) if known.eval_rows else 0
     share = known.row_tokens / cost.row_tokens if known.row_tokens and cost.row_tokens else 1.0
     split = plan.topology is not Topology.LOCAL
     return RunTraffic(

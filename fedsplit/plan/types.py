@@ -67,7 +67,8 @@ class Estimate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class ClientPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One client's job. ``wire_up`` and ``wire_down`` name the codec of activations and gradients.
 
-    ``checkpoint``: its layers keep their inputs alone and are computed again on the way back.
+    ``checkpoint``: its layers keep their inputs alone and are computed again on the way back. ``steps``: local steps of
+    a round where it has time for more than the run file's (``plan.slack``); 0: as many as that says.
     """
 
     client: str
@@ -77,6 +78,7 @@ class ClientPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     batch: int
     micro_batches: int = 1
     checkpoint: bool = False
+    steps: int = 0
     wire_up: str = "raw"
     wire_down: str = "raw"
     dtype: str = "float32"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fedsplit.config.run import RunFile
 from fedsplit.errors import RemoteProtocolError
 from fedsplit.events import Emit, Joined, Left, StepDone
+from fedsplit.plan.given import steps_of
 from fedsplit.wire import Packet
 from fedsplit.wire.ledger import Ledger, Standing
 from fedsplit.wire.messages import (
@@ -214,6 +215,7 @@ class Coordinator:
 
     def _step_done(self, name: str, commit: Commit, now: float) -> None:
         began, self._step_began[name] = self._step_began.get(name, now), now
-        steps = self._run.train.steps
+        member = self._roster.get(name)
+        steps = steps_of(member.plan, self._run) if member is not None else self._run.train.steps
         event = StepDone(client=name, round=commit.round, step=commit.step, steps=steps, loss=None, seconds=now - began)
         self._tell(event)

@@ -283,7 +283,6 @@ class Course:
         state, steps = self._rules.state, self._run.train.steps
         return Opened(
             round=self._round.round,
-            first_step=self._round.round * steps,
             steps=steps,
             base_version=state.base_version,
             adapter_version=state.adapter_version,

@@ -19,6 +19,7 @@ from fedsplit.exchange.rate import clip_factor, learning_rate
 from fedsplit.exchange.step import dropout_key
 from fedsplit.lora.adapter import Adapter, Head
 from fedsplit.method.record import SERVER, ClientUpdate
+from fedsplit.plan.given import scheduled
 from fedsplit.split.engine import BackwardJob, Engine, ForwardJob, LossJob
 from fedsplit.split.rows import Rows
 from fedsplit.split.segment import Dropout
@@ -63,6 +64,8 @@ class Seat:
     front_trains: bool
     labels_here: bool
     era: int = 0
+    steps: int = 0
+    """Of its round; 0: as many as the round has."""
     factors: Adapter = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -71,7 +74,6 @@ class Opened:
     """The round that the desk serves."""
 
     round: int
-    first_step: int
     steps: int
     base_version: int
     adapter_version: int
@@ -252,7 +254,8 @@ class Desk:
         return ForwardJob(**self._fields(item))
 
     def _fields(self, item: Parked) -> dict[str, Any]:
-        message, seat, step = as_forward(item), self._seats[item.name], item.message.step
+        message, seat = as_forward(item), self._seats[item.name]
+        at = self._global_step(item.name, message.step)
         return {
             "key": key(item.name, message),
             "rows": rows_of(message),
@@ -261,7 +264,7 @@ class Desk:
             "params": self._copies.leaves(item.name),
             "attempt": message.attempt,
             "needs_grad": seat.front_trains,
-            "dropout": Dropout(dropout_key(self._run.run.seed, item.name, self._global_step(step), message.micro)),
+            "dropout": Dropout(dropout_key(self._run.run.seed, item.name, at, message.micro)),
         }
 
     # ---- backward ----------------------------------------------------------------------------------------------------
@@ -285,7 +288,7 @@ class Desk:
             outs = [Out(item.name, Abort(**where(item.message), reason="non-finite gradient")) for item in group]
         else:
             squares = [*self._copies.squares(names), *(s for message in prepares for s in message.squares)]
-            clip, rate = clip_factor(squares, self._run.train.clip), self._rate(prepares[0].step)
+            clip, rate = clip_factor(squares, self._run.train.clip), self._rate(names[0], prepares[0].step)
             self._copies.commit(names, sum(message.examples for message in prepares), clip, rate)
             outs = [Out(item.name, Commit(**where(item.message), clip=clip, rate=rate)) for item in group]
         self._closed(names, prepares[0].step)
@@ -297,16 +300,24 @@ class Desk:
         for name in names:
             self._tokens.pop(name, None)
             self._forget(name)
-            if step + 1 >= self._opened.steps:
+            if step + 1 >= self._steps(name):
                 self._gate.leave(name)
 
-    def _rate(self, step: int) -> float:
-        train = self._run.train
-        return learning_rate(train, self._global_step(step), train.rounds * train.steps)
-
-    def _global_step(self, step: int) -> int:
+    def _rate(self, name: str, step: int) -> float:
+        """Of clients that step together, who all take as many steps."""
         assert self._opened is not None
-        return self._opened.first_step + step
+        train = self._run.train
+        at = scheduled(self._opened.round, step, self._steps(name), train.steps)
+        return learning_rate(train, at, train.rounds * train.steps)
+
+    def _global_step(self, name: str, step: int) -> int:
+        """Counted over all rounds, as the client does."""
+        assert self._opened is not None
+        return self._opened.round * self._steps(name) + step
+
+    def _steps(self, name: str) -> int:
+        assert self._opened is not None
+        return self._seats[name].steps or self._opened.steps
 
     def _abort_all(self, reason: str) -> list[Out]:
         """The open step of a together-batch counted the tokens of a client that is gone: drop it for all."""

@@ -32,11 +32,12 @@ class Letters:
 
     def start(self, member: Member, opened: Opened, era: int, state: GlobalState) -> Out:
         """The round begins (again) for this client."""
+        steps = member.plan.steps or opened.steps
         message = Start(
             round=opened.round,
             era=era,
-            steps=opened.steps,
-            first_step=opened.first_step,
+            steps=steps,
+            first_step=opened.round * steps,
             base_version=opened.base_version,
             adapter_version=opened.adapter_version,
         )
@@ -103,7 +104,7 @@ class Letters:
         trains = embedding or any(layer.trains for layer in layers)
         here = {*range(held.lo, held.hi), *((-1,) if held.head else ())}
         factors = self._portions.of(member.plan, state, here)
-        return Seat(held, front_trains=trains, labels_here=held.head, era=era, factors=factors)
+        return Seat(held, front_trains=trains, labels_here=held.head, era=era, steps=member.plan.steps, factors=factors)
 
     def _held(self, member: Member, state: GlobalState) -> dict[ModuleKey, LowRank]:
         outside = frozenset() if member.holds_head else self._head_modules

@@ -109,7 +109,7 @@ class Moving:
     def _told(self, member: Member, offer: _Offer) -> None:
         self._hold(member.name)
         plan, why = member.plan, f": {offer.why}" if offer.why else ""
-        text = f"moves from {named(offer.before)} to {named(plan)}{why}"
+        text = f"{changes(offer.before, plan)}{why}"
         cut = (plan.cut.c1, plan.cut.c2)
         self._tell(Moved(client=member.name, round=self._round, topology=plan.topology.value, cut=cut, text=text))
 
@@ -135,7 +135,8 @@ class Moving:
     def _say(self, found: Replanned) -> None:
         if found.moves:
             count = f"{len(found.moves)} of {len(found.plan.clients)} devices"
-            text = f"planned again before round {self._round + 1}: {count} get another cut ({gain(found)}); plan "
+            why = f" ({gain(found)})" if gain(found) else ""
+            text = f"planned again before round {self._round + 1}: {count} get another plan{why}; plan "
             self._tell(Note(text=text + found.plan.digest[:16]))
         elif found.broken and found.broken != self._broken:
             text = f"no better plan was found before round {self._round + 1}, the devices stay: {found.broken}"
@@ -152,8 +153,21 @@ def replans(run: RunFile) -> bool:
 def gain(found: Replanned) -> str:
     """What the moves are good for."""
     before_s, after_s = found.slowest_s
+    if before_s == after_s and not found.broken:
+        return ""  # nobody moves, some get more to do
     return found.broken or f"the slowest step from {duration(before_s)} to {duration(after_s)}"
 
 
 def named(plan: ClientPlan) -> str:
     return describe(plan.topology, plan.cut)
+
+
+def changes(before: ClientPlan, after: ClientPlan) -> str:
+    """What is another now, in words."""
+    found = [f"moves from {named(before)} to {named(after)}"] if named(before) != named(after) else []
+    ranks = [max((layer.rank for layer in plan.layers if layer.trains), default=0) for plan in (before, after)]
+    if ranks[0] != ranks[1]:
+        found.append(f"trains rank {ranks[1]} instead of {ranks[0]}")
+    if before.steps != after.steps:
+        found.append(f"takes {after.steps or 'the usual number of'} steps a round")
+    return ", ".join(found) or f"stays at {named(after)}"

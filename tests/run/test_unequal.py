@@ -9,10 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from fedsplit.data.batches import Batch
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.events import Measured
 from fedsplit.plan.types import ClientPlan
 from fedsplit.testing.faults import Faults
+from fedsplit.train.batch import as_torch
 from fedsplit.train.exported import model_folder
 from fedsplit.wire.messages import DataSummary
 from fedsplit_server.planning import Planning
@@ -71,9 +73,10 @@ def oracle(
     return pairs, dense
 
 
-def as_batch(batch: object) -> unequal.Batch:
-    rows = batch.rows  # type: ignore[attr-defined]
-    return rows.ids_BT, rows.mask_BT, batch.labels  # type: ignore[attr-defined]
+def as_batch(arrays: Batch) -> unequal.Batch:
+    batch = as_torch(arrays)
+    assert batch.rows.ids_BT is not None
+    return batch.rows.ids_BT, batch.rows.mask_BT, batch.labels
 
 
 @pytest.fixture
