@@ -13,34 +13,34 @@ from fedsplit.data.batches import split
 from fedsplit.data.rows import read
 from fedsplit.exchange.feed import Feed
 from fedsplit.plan.traffic import Known
-from fedsplit.split.base import Base
-from fedsplit.train.feed import open_feed
-from fedsplit_client.bases import base_here, to_fetch
+from fedsplit_client.backend import Backend, Opened
 from fedsplit_client.session import Offer
 
 
 @dataclass(frozen=True)
 class Ahead:
-    """``offer`` with what is known; ``base`` and ``feed`` where the base model is here already."""
+    """``offer`` with what is known; ``opened`` and ``feed`` where the base model is here already."""
 
     offer: Offer
-    base: Base | None = None
+    opened: Opened | None = None
     feed: Feed | None = None
 
 
-def look_ahead(offer: Offer, run: RunFile, data: str | Path, model: str, folder: Path, name: str) -> Ahead:
+def look_ahead(
+    backend: Backend, offer: Offer, run: RunFile, data: str | Path, model: str, folder: Path, name: str
+) -> Ahead:
     """``run``: as planned for this client; ``model``: a base model of the owner's; ``folder``: the run's state here.
 
     :raises DataError: the data is wrong. :raises ConfigError: ``model`` is another one.
     """
-    base = base_here(offer, model)
-    if base is None:
+    opened = backend.here(offer, model)
+    if opened is None:
         rows = sum(1 for _ in read(data, run.data, run.model.task, run.model.labels))
         held_out = len(split(rows, run.data.eval_fraction, run.run.seed)[1])
-        fetch = to_fetch(offer, folder)
+        fetch = backend.to_fetch(offer, folder)
         known = Known(eval_rows=held_out, download_bytes=fetch, rounds_done=offer.round)
         return Ahead(replace(offer, known=known))
-    feed = open_feed(data, run, base, name)
+    feed = Feed.open(data, run, opened.reading(run), name)
     summary = feed.dataset.summary
     known = Known(eval_rows=summary.eval_examples, row_tokens=summary.tokens_mean, rounds_done=offer.round)
-    return Ahead(replace(offer, known=known), base, feed)
+    return Ahead(replace(offer, known=known), opened, feed)

@@ -16,11 +16,6 @@ from fedsplit_client.download import fetch_all, missing_bytes
 from fedsplit_client.session import Offer
 
 
-def base_of(bulk: Dealer, offer: Offer, model: str, folder: Path, name: str, emit: Emit) -> Base:
-    """``base_here``, else ``fetched``."""
-    return base_here(offer, model) or fetched(bulk, offer, folder, name, emit)
-
-
 def base_here(offer: Offer, model: str) -> Base | None:
     """The model that the owner names (``model``), or one that ships with fedsplit; None: it has to be fetched.
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from fedsplit.config.name import NAME, RULE
 from fedsplit.errors import ConfigError, Problem
 from fedsplit.plan.types import Topology
-from fedsplit.split.placement import device_of
 
 
-def check(*, name: str, topology: str, device: str) -> None:
+def check(*, name: str, topology: str) -> None:
     """``topology`` empty: as planned.
 
-    :raises ConfigError: no client name, no topology, or a device that this machine does not have; all of them at once.
+    :raises ConfigError: no client name, or no topology; both at once.
     """
     problems = []
     if not NAME.fullmatch(name):
@@ -20,4 +19,3 @@ def check(*, name: str, topology: str, device: str) -> None:
         problems.append(Problem("--topology", repr(topology), f"one of {', '.join(Topology)}"))
     if problems:
         raise ConfigError(problems)
-    device_of(device)

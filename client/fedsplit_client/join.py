@@ -20,23 +20,21 @@ from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import DataError, FedsplitError, Refused
 from fedsplit.events import Emit, Note, silent
 from fedsplit.exchange.feed import Feed
+from fedsplit.exchange.part import Part
 from fedsplit.lora.adapter import flatten
 from fedsplit.plan.types import ClientPlan
 from fedsplit.probe.measure import this_device
-from fedsplit.split.base import Base
 from fedsplit.state.durable import make_private
 from fedsplit.state.lock import FolderLock
 from fedsplit.state.personal import Personal
-from fedsplit.train.feed import open_feed
-from fedsplit.train.part import ClientPart
 from fedsplit.wire.ends import ClientEnd
 from fedsplit.wire.keyfile import KeyPair
 from fedsplit.wire.link import JoinLink
 from fedsplit.wire.messages import Bye, DataSummary
 from fedsplit_client import door
 from fedsplit_client.ahead import look_ahead
-from fedsplit_client.bases import fetched, left_by
-from fedsplit_client.computing import computing
+from fedsplit_client.backend import Backend, Opened, choose
+from fedsplit_client.computing import threads_of
 from fedsplit_client.dealer import Dealer
 from fedsplit_client.gauge import with_link
 from fedsplit_client.keys import load_keys
@@ -75,6 +73,7 @@ def join(
     model: str = "",
     profile: DeviceProfile | None = None,
     device: str = "cpu",
+    backend: str = "",
     state: str | Path | None = None,
     agree: Agree = lambda offer, data: True,
     emit: Emit = silent,
@@ -85,15 +84,18 @@ def join(
 
     ``model``: a folder with the base model, when it is here already; otherwise the parts that the plan needs are
     fetched from the server. ``profile``: what this device can do; by default measured once and kept.
+    ``backend``: what computes, ``torch`` or ``edge``; by default torch where it is installed.
     ``measure_link``: measure the way to the server first, a second or two, unless ``profile`` has it; this machine's
     own profile keeps it.
     ``learning``: correct the kept one by what this run showed (not a ``profile`` that was given, and on the CPU only).
 
-    :raises ConfigError: the link, the name, the topology or the device; before anything is dialled.
+    :raises ConfigError: the link, the name, the topology, the backend or the device; before anything is dialled.
+    :raises MissingExtra: what the backend needs is not installed.
     :raises LinkError: no server there, or it went away for longer than the run's patience.
     :raises Refused: the server, or the owner, said no. :raises DataError: the data is wrong.
     """
-    link, name = _checked(link, data, name or host_name(), topology, device)
+    link, name = _checked(link, data, name or host_name(), topology)
+    computes = choose(backend, device)
     personal = Personal(state)
     keys = load_keys(personal.keys)
     own, profile = (None, profile) if profile else (own_path(), this_device(emit=emit))
@@ -103,65 +105,69 @@ def join(
         dealer = stack.enter_context(Dealer(link, keys))
         end = OrderlyEnd(dealer, name, emit)
         profile = with_link(end, link, profile, name, emit, keep=own) if measure_link else profile
-        session = Session(end, link, name, profile, topology, emit)
+        session = Session(end, link, name, profile, topology, emit, backend=computes.name)
         offer = session.hello()
         kept = personal.run(offer.run.run.name, server=link.server_key.hex() or link.endpoint, client=name)
         stack.enter_context(kept.lock())
-        stack.enter_context(computing(offer.run, name, profile if own else None))
+        stack.enter_context(computes.computing(threads_of(offer.run, name, profile if own else None)))
         with farewell(end, name):
-            ahead = look_ahead(offer, as_planned(offer), data, model, kept.path, name)
+            ahead = look_ahead(computes, offer, as_planned(offer), data, model, kept.path, name)
             if not agree(ahead.offer, str(data)):
                 raise Refused("you did not agree; nothing of your data was sent")
             dealer.patience_s = offer.run.rounds.patience_s
-            base = ahead.base or _downloaded(link, keys, offer, kept.path, name, emit)
-            feed = ahead.feed or open_feed(data, as_planned(offer), base, name)
+            opened = ahead.opened or _downloaded(computes, link, keys, offer, kept.path, name, emit)
+            planned = as_planned(offer)
+            feed = ahead.feed or Feed.open(data, planned, opened.reading(planned), name)
             summary = _examined(feed, data, name, emit)
-            load = _loader(offer.plan, ahead.base, link, keys, kept.path, name, device, emit)
-            place = Place(session, offer, summary, ClientPart(base, offer.plan, offer.run, device), load, emit)
+            load = _loader(computes, offer.plan, ahead.opened, link, keys, kept.path, name, emit)
+            place = Place(session, offer, summary, opened.part(offer), load, emit)
             line = ServerLine(end, server=link.endpoint, patience_s=offer.run.rounds.patience_s, emit=emit, client=name)
             worker = Worker(name, offer.run, place, feed, line, emit, kept)
             session.accept(offer, summary)
             result = worker.work()
         kept.save(result.round, flatten(result.adapter, result.head), {"base": offer.base, "reason": result.reason})
         if learning and own is not None and device == "cpu":
-            learn(own, place.offer, base, summary, worker.steps, emit)
+            learn(own, place.offer, opened.config, summary, worker.steps, emit)
         return Joined(place.offer, result, end.up_bytes, end.down_bytes, kept.path)
 
 
 def _loader(
+    backend: Backend,
     first: ClientPlan,
-    whole: Base | None,
+    whole: Opened | None,
     link: JoinLink,
     keys: KeyPair,
     folder: Path,
     name: str,
-    device: str,
     emit: Emit,
 ) -> Load:
-    """Loads the segments of other plans than the first, which may need other parts of a base that is not ``whole``."""
+    """Loads the segments of other plans than the first, which may need other files unless the model is ``whole``."""
     followed = [first]
 
-    def load(offer: Offer) -> ClientPart:
-        base = whole or left_by(followed, offer, folder) or _downloaded(link, keys, offer, folder, name, emit)
+    def load(offer: Offer) -> Part:
+        left = whole or backend.left_by(followed, offer, folder)
+        opened = left or _downloaded(backend, link, keys, offer, folder, name, emit)
         followed.append(offer.plan)
-        return ClientPart(base, offer.plan, offer.run, device)
+        return opened.part(offer)
 
     return load
 
 
-def _checked(link: str | JoinLink, data: str | Path, name: str, topology: str, device: str) -> tuple[JoinLink, str]:
+def _checked(link: str | JoinLink, data: str | Path, name: str, topology: str) -> tuple[JoinLink, str]:
     """The link and the name, when nothing is wrong with what was given. Raises as ``join``."""
     link = JoinLink.parse(link) if isinstance(link, str) else link
-    door.check(name=name, topology=topology, device=device)
+    door.check(name=name, topology=topology)
     if not Path(data).exists():
         raise DataError("no such file or folder", str(data))
     return link, name
 
 
-def _downloaded(link: JoinLink, keys: KeyPair, offer: Offer, folder: Path, name: str, emit: Emit) -> Base:
-    """The parts of the base model that the plan needs, on a connection of their own."""
+def _downloaded(
+    backend: Backend, link: JoinLink, keys: KeyPair, offer: Offer, folder: Path, name: str, emit: Emit
+) -> Opened:
+    """What the plan needs, on a connection of its own."""
     with Dealer(link, keys) as bulk:
-        return fetched(bulk, offer, folder, name, emit)
+        return backend.fetched(bulk, offer, folder, name, emit)
 
 
 def _examined(feed: Feed, data: str | Path, name: str, emit: Emit) -> DataSummary:

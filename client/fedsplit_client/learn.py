@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedsplit.devices.load import load, save
 from fedsplit.errors import FedsplitError
 from fedsplit.events import Emit, Note
 from fedsplit.plan.card import card
 from fedsplit.plan.correction import learnt
-from fedsplit.split.base import Base
 from fedsplit.wire.messages import DataSummary
 from fedsplit_client.cost import Taken, cost_of
 from fedsplit_client.session import Offer
@@ -19,15 +19,20 @@ FEWEST = 3
 """Steps below which a median says nothing: the first one warms up."""
 
 
-def learn(path: Path, offer: Offer, base: Base, data: DataSummary, steps: Sequence[Taken], emit: Emit) -> None:
-    """Correct the profile in ``path``. A run has ended well: what goes wrong here is a warning, not an error."""
+def learn(
+    path: Path, offer: Offer, config: Mapping[str, Any], data: DataSummary, steps: Sequence[Taken], emit: Emit
+) -> None:
+    """Correct the profile in ``path``; ``config``: the model's config.json.
+
+    A run has ended well: what goes wrong here is a warning, not an error.
+    """
     cost = cost_of(steps)
     if cost is None or len(steps) < FEWEST or not path.is_file():
         return
     run = offer.run
     try:
         kept = load(path)
-        model = card(base.config.to_dict(), run.model.task, len(run.model.labels))
+        model = card(config, run.model.task, len(run.model.labels))
         new = learnt(kept, model, run, offer.plan, data, device_s=cost.device_s, peak_bytes=cost.peak_bytes)
         save(new, path)
     except FedsplitError as error:

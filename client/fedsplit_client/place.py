@@ -11,29 +11,27 @@ from collections.abc import Callable
 
 from fedsplit.errors import FedsplitError, Refused
 from fedsplit.events import Emit, Note
+from fedsplit.exchange.part import Part
 from fedsplit.plan.consent import objection
 from fedsplit.plan.options import describe
 from fedsplit.plan.types import ClientPlan
-from fedsplit.train.part import ClientPart
 from fedsplit.wire.messages import DataSummary, Welcome
 from fedsplit_client.session import Offer, Session
 
-Load = Callable[[Offer], ClientPart]
+Load = Callable[[Offer], Part]
 """Fetches what another offer needs and is not here yet, and loads it."""
 
 
 class Place:
     """``offer``: what is followed now, with ``part``; the owner agreed to the first one."""
 
-    def __init__(
-        self, session: Session, offer: Offer, data: DataSummary, part: ClientPart, load: Load, emit: Emit
-    ) -> None:
+    def __init__(self, session: Session, offer: Offer, data: DataSummary, part: Part, load: Load, emit: Emit) -> None:
         self.offer, self._agreed = offer, offer.plan
         self._session, self._data, self._load, self._emit = session, data, load, emit
-        self._part: ClientPart | None = part
+        self._part: Part | None = part
 
     @property
-    def part(self) -> ClientPart:
+    def part(self) -> Part:
         """The segments that are held now."""
         assert self._part is not None
         return self._part

@@ -20,14 +20,12 @@ from fedsplit.exchange.step import At
 from fedsplit.lora.adapter import unflatten
 from fedsplit.probe.measure import this_device
 from fedsplit.state.personal import Personal
-from fedsplit.train.part import ClientPart
-from fedsplit.train.tokenizer import load_tokenizer
 from fedsplit.wire.ends import Tensors
 from fedsplit.wire.link import JoinLink
 from fedsplit.wire.messages import Bye, DataSummary, Finish, Forward, Hidden
 from fedsplit.wire.tensors import WireTensor
 from fedsplit_client import door
-from fedsplit_client.bases import base_of
+from fedsplit_client.backend import choose
 from fedsplit_client.dealer import Dealer
 from fedsplit_client.join import host_name
 from fedsplit_client.keys import load_keys
@@ -46,6 +44,7 @@ def remote_predictor(
     model: str = "",
     profile: DeviceProfile | None = None,
     device: str = "cpu",
+    backend: str = "",
     state: str | Path | None = None,
     emit: Emit = silent,
 ) -> Iterator[Predictor]:
@@ -55,17 +54,20 @@ def remote_predictor(
     :raises LinkError: nobody there, or the run is still training.
     """
     parsed, name = JoinLink.parse(link), name or host_name()
-    door.check(name=name, topology=topology, device=device)
+    door.check(name=name, topology=topology)
+    computes = choose(backend, device)
     personal = Personal(state)
     keys = load_keys(personal.keys)
     with ExitStack() as stack:
         end = OrderlyEnd(stack.enter_context(Dealer(parsed, keys)), name, emit)
-        session = Session(end, parsed, name, profile or this_device(emit=emit), topology, emit)
+        session = Session(end, parsed, name, profile or this_device(emit=emit), topology, emit, backend=computes.name)
         offer = session.hello()
         kept = personal.run(offer.run.run.name, server=parsed.server_key.hex() or parsed.endpoint, client=name)
-        with Dealer(parsed, keys) as bulk:
-            base = base_of(bulk, offer, model, kept.path, name, emit)
-        part = ClientPart(base, offer.plan, offer.run, device)
+        opened = computes.here(offer, model)
+        if opened is None:
+            with Dealer(parsed, keys) as bulk:
+                opened = computes.fetched(bulk, offer, kept.path, name, emit)
+        part = opened.part(offer)
         line = ServerLine(end, server=parsed.endpoint, patience_s=60.0, emit=emit)
         session.accept(offer, DataSummary(train_examples=0))
         stack.callback(_leave, end, name)
@@ -77,7 +79,8 @@ def remote_predictor(
         part.load(adapter, unflatten(mine.arrays)[1] if mine is not None and mine.arrays else head)
         remote = _Remote(part, line, offer, name)
         section = offer.run.model
-        encode = load_tokenizer(base.folder)
+        encode = opened.reading(offer.run).encode
+        assert encode is not None, "the command asks with texts"
         yield Predictor(section.task, section.labels, section.max_length, encode, remote.logits)
 
 

@@ -60,9 +60,11 @@ class Session:
         topology: str,
         emit: Emit,
         *,
+        backend: str = "torch",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._end, self._link, self._name, self._emit = end, link, name, emit
+        self._backend = backend
         self._profile, self._topology, self._clock = profile.anonymous, topology, clock
 
     def hello(self) -> Offer:
@@ -78,6 +80,7 @@ class Session:
             invite=self._link.invite.hex(),
             software=__version__,
             topology=self._topology,
+            backend=self._backend,
             profile=self._profile,
         )
         return self.offered(self._ask(hello))

@@ -31,6 +31,9 @@ def join(
     model: Annotated[str, typer.Option(help="The base model's folder, when it is here already.")] = "",
     profile: Annotated[str, typer.Option(help="A device profile (name or file) instead of this machine's.")] = "",
     device: Annotated[str, typer.Option(help="Where your layers run: cpu, cuda, cuda:1.")] = "cpu",
+    backend: Annotated[
+        str, typer.Option(help="What computes: torch, or edge (onnxruntime, on graphs from the server).")
+    ] = "",
     state: Annotated[Path | None, typer.Option(help="Folder for keys and state; by default the platform's.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the final factors in this file.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree without being asked (for services).")] = False,
@@ -58,6 +61,7 @@ def join(
             model=model,
             profile=_given(profile, silent if json else stage.emit) if profile else None,
             device=device,
+            backend=backend,
             state=state,
             agree=stage.agree,
             emit=stage.emit,

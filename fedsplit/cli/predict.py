@@ -24,6 +24,7 @@ def predict(
     name: Annotated[str, typer.Option(help="Through the split: your name; by default this machine's.")] = "",
     topology: Annotated[str, typer.Option(help="Through the split: insist on local, u, v or w.")] = "",
     profile: Annotated[str, typer.Option(help="Through the split: a device profile instead of this machine's.")] = "",
+    backend: Annotated[str, typer.Option(help="Through the split: what computes, torch or edge.")] = "",
     state: Annotated[Path | None, typer.Option(help="Through the split: folder for keys and state.")] = None,
     json: Annotated[bool, typer.Option("--json", help='{"predictions": [...]}')] = False,
 ) -> None:
@@ -40,6 +41,7 @@ def predict(
                     model=model,
                     profile=find(profile) if profile else None,
                     device=device,
+                    backend=backend,
                     state=state,
                 )
             )

@@ -60,6 +60,10 @@ class EdgePart:
         for name in self.manifest.shapes:
             if name in head:
                 self.tensors[name] = np.array(head[name], np.float32)
+        for layer in self.manifest.factors.keys() - self._trains:
+            for name in self.manifest.factors[layer].values():
+                # A layer without factors: those that add nothing.
+                self.tensors.setdefault(name, np.zeros(self.manifest.shapes[name], np.float32))
         if missing := sorted(self.manifest.shapes.keys() - self.tensors.keys()):
             raise DataError(f"the server sent no values for {missing[0]}, which this device's plan has")
         self._stepper = Stepper(self.run.train, {name: self.tensors[name] for name in self.trained})
@@ -104,19 +108,18 @@ class EdgePart:
     def forward(self, index: int, batch: Batch) -> Floats:
         """Through the front, (N, D); what ``backward`` needs is kept under ``index``."""
         mask_BT = mask_of(batch)
-        inputs = self._inputs(batch, mask_BT, self.front)
-        if self._reaches_front:
-            self._kept[index] = inputs[:-1]
+        if not self._reaches_front:
+            return self.look(batch)
+        inputs = self._through(self.front, [self._embedded(batch, mask_BT)], mask_BT)
+        self._kept[index] = inputs[:-1]
         packed: Floats = inputs[-1][mask_BT.astype(bool)]
         return packed
 
-    def tail(self, batch: Batch, h_ND: Floats, label_tokens: int, *, learn: bool = True) -> tuple[float, Floats]:
+    def tail(self, batch: Batch, h_ND: Floats, label_tokens: int) -> tuple[float, Floats]:
         """(share of the step's mean loss, gradient of ``h_ND``); gradients of the tail's own tensors are added up."""
         mask_BT = mask_of(batch)
         inputs = self._through(self.last, [unpacked(h_ND, mask_BT)], mask_BT)
         loss, g_BTD, grads = self._head(batch, inputs[-1], mask_BT, 1 / label_tokens)
-        if not learn:
-            return loss, g_BTD
         self._add(grads)
         g_BTD = self._back(self.last, inputs[:-1], g_BTD, mask_BT)
         return loss, g_BTD[mask_BT.astype(bool)]
@@ -128,11 +131,29 @@ class EdgePart:
             mask_BT = mask_of(batch)
             self._back(self.front, kept, unpacked(g_ND, mask_BT), mask_BT)
 
-    def scores(self, batch: Batch, h_ND: Floats) -> Floats:
-        """Logits of a head that is no language model's, (B, C)."""
+    def look(self, batch: Batch) -> Floats:
+        """As ``forward``, nothing kept."""
         mask_BT = mask_of(batch)
-        y_BTD = self._through(self.last, [unpacked(h_ND, mask_BT)], mask_BT)[-1]
-        found: Floats = self._runner.run("scores", {"y": y_BTD, "mask": mask_BT, **self.tensors})["logits"]
+        packed: Floats = self._after(self.front, self._embedded(batch, mask_BT), mask_BT)[mask_BT.astype(bool)]
+        return packed
+
+    def score(self, batch: Batch, h_ND: Floats) -> tuple[float, Floats | None]:
+        """(loss summed over label tokens, logits (B, C); none of a language model)."""
+        mask_BT = mask_of(batch)
+        y_BTD = self._after(self.last, unpacked(h_ND, mask_BT), mask_BT)
+        loss, _, _ = self._head(batch, y_BTD, mask_BT, 1.0)
+        return loss, None if self.task == "causal-lm" else self._scores(y_BTD, mask_BT)
+
+    def logits(self, batch: Batch, h_ND: Floats) -> Floats:
+        """(B, C); of a language model (B, V) at each sample's last token."""
+        mask_BT = mask_of(batch)
+        y_BTD = self._after(self.last, unpacked(h_ND, mask_BT), mask_BT)
+        if self.task == "causal-lm":
+            y_BTD = y_BTD[np.arange(len(y_BTD)), mask_BT.sum(axis=1) - 1]
+        return self._scores(y_BTD, mask_BT)
+
+    def _scores(self, y: Floats, mask_BT: NDArray[np.int64]) -> Floats:
+        found: Floats = self._runner.run("scores", {"y": y, "mask": mask_BT, **self.tensors})["logits"]
         return found
 
     def squares(self) -> tuple[float, ...]:
@@ -161,7 +182,8 @@ class EdgePart:
     def _reaches_front(self) -> bool:
         return any(layer in self._trains and self.manifest.factors[layer] for layer in self.front)
 
-    def _inputs(self, batch: Batch, mask_BT: NDArray[np.int64], layers: Sequence[int]) -> list[Floats]:
+    def _embedded(self, batch: Batch, mask_BT: NDArray[np.int64]) -> Floats:
+        """The input of the first layer."""
         given: dict[str, Any] = {"mask": mask_BT}
         if batch.pixels_BCHW is not None:
             given["e"] = batch.pixels_BCHW
@@ -169,7 +191,14 @@ class EdgePart:
             assert batch.ids_BT is not None
             given["e"] = self._runner.embeddings(batch.ids_BT)
             given["types"] = batch.types_BT if batch.types_BT is not None else np.zeros_like(batch.ids_BT)
-        return self._through(layers, [self._runner.run("embed", given)["h"]], mask_BT)
+        found: Floats = self._runner.run("embed", given)["h"]
+        return found
+
+    def _after(self, layers: Sequence[int], h_BTD: Floats, mask_BT: NDArray[np.int64]) -> Floats:
+        """The output of the last layer; no other is kept."""
+        for layer in layers:
+            h_BTD = self._runner.run(f"layer.{layer}", {"h": h_BTD, "mask": mask_BT, **self._factors(layer)})["out"]
+        return h_BTD
 
     def _through(self, layers: Sequence[int], inputs: list[Floats], mask_BT: NDArray[np.int64]) -> list[Floats]:
         """The input of every layer, and the output of the last."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsplit.config.run import RunFile, Task
 from fedsplit.data.batches import Batch as Arrays
+from fedsplit.exchange.follow import check_plan
 from fedsplit.exchange.part import Key
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import LowRank
@@ -24,7 +25,6 @@ from fedsplit.split.segment import Dropout, Segment, build
 from fedsplit.split.spans import client_spans
 from fedsplit.split.tensors import from_wire, to_wire
 from fedsplit.train.batch import Batch, as_torch
-from fedsplit.train.follow import check_plan
 from fedsplit.train.optim import Stepper, make, squares
 from fedsplit.train.score import at_last, score
 from fedsplit.wire.tensors import WireTensor

@@ -15,6 +15,7 @@ from fedsplit.config.load import loads
 from fedsplit.config.run import ModelSection, RunFile
 from fedsplit.errors import PlanError
 from fedsplit.events import Note
+from fedsplit.exchange.follow import check_plan
 from fedsplit.lora.adapter import digest
 from fedsplit.plan.card import card
 from fedsplit.plan.memory import factor_bytes
@@ -23,7 +24,7 @@ from fedsplit.plan.types import ClientPlan, Cut, LayerPlan, Topology
 from fedsplit.plan.work import Work, as_planned, work_of
 from fedsplit.split.lora import keys
 from fedsplit.split.span import Absent
-from fedsplit.train.follow import check_plan
+from fedsplit.train.batch import as_torch
 from fedsplit.train.part import ClientPart
 from fedsplit.wire.frames import Packet
 from fedsplit.wire.messages import DataSummary, Exchange, Start, Update
@@ -219,8 +220,8 @@ def test_nothing_is_kept_or_sent_below_the_lowest_layer_that_trains(runs: Callab
     run = runs("some layers")
     b, c = run.clients["b"], run.clients["c"]
     [batches] = b.feed.train(0, 1)
-    assert not b.part.front(batches[0].rows).requires_grad
-    assert c.part.front(batches[0].rows).requires_grad
+    assert not b.part.front(as_torch(batches[0]).rows).requires_grad
+    assert c.part.front(as_torch(batches[0]).rows).requires_grad
     gradients = {name: sum("g" in packet.tensors for packet in run.clients[name].end.received) for name in "bc"}
     assert gradients == {"b": 0, "c": 8}
 

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from fedsplit.config.run import ClientSection, ModelSection, RunFile
 from fedsplit_client import computing
+from fedsplit_client.torch_backend import TorchBackend
 from tests.run.party import LAPTOP
 
 RUN = RunFile(model=ModelSection(path="x"), clients=(ClientSection(name="pi", threads=3), ClientSection(name="b")))
@@ -32,8 +33,9 @@ def test_the_run_file_then_the_own_measurement_then_torch(monkeypatch: pytest.Mo
 
 def test_afterwards_all_is_as_before() -> None:
     before = torch.get_num_threads()
-    with computing.computing(RUN, "pi", None):
+    backend = TorchBackend("cpu")
+    with backend.computing(computing.threads_of(RUN, "pi", None)):
         assert torch.get_num_threads() == 3
-    with computing.computing(RUN, "b", None):
+    with backend.computing(computing.threads_of(RUN, "b", None)):
         assert torch.get_num_threads() == before
     assert torch.get_num_threads() == before

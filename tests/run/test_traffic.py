@@ -14,6 +14,7 @@ from fedsplit.plan.types import ClientPlan
 from fedsplit.wire.messages import Accept, Asset, DataSummary, Evaluate, Welcome
 from fedsplit_client.ahead import look_ahead
 from fedsplit_client.session import Offer
+from fedsplit_client.torch_backend import TorchBackend
 from fedsplit_server.planning import Planning
 from tests.run.conftest import Rows, run_file
 from tests.run.party import LAPTOP, Party, base_of, written
@@ -92,8 +93,8 @@ def test_before_the_model_is_here_rows_are_counted_and_taken_to_be_long(
     folder = tmp_path / "state" / "runs" / "run"
     (place := tmp_path / "state" / "models" / offer.base).mkdir(parents=True)
     (place / "part-1.safetensors.part").write_bytes(bytes(1000))
-    ahead = look_ahead(offer, elsewhere, written(tmp_path / "rows.jsonl", own), "", folder, "a")
-    assert ahead.base is None
+    ahead = look_ahead(TorchBackend("cpu"), offer, elsewhere, written(tmp_path / "rows.jsonl", own), "", folder, "a")
+    assert ahead.opened is None
     assert ahead.offer.known == Known(eval_rows=data.eval_examples, download_bytes=3500)
     worst, exact = run_traffic(plan, run.run, ahead.offer.known), promised(run, "a")
     assert worst.assumed_tokens == 32
@@ -107,8 +108,16 @@ def test_where_the_model_is_here_rows_are_read_once_and_known(
     run = party({"a": MIXED["a"]}, train__rounds=1)
     plan, data = offered(run, "a")
     path = written(run.folder / "again.jsonl", rows("a")["a"])
-    ahead = look_ahead(Offer(run.run, plan, run.base.identity, (), 0), run.run, path, "", run.folder / "x" / "y", "a")
-    assert ahead.base is not None
+    ahead = look_ahead(
+        TorchBackend("cpu"),
+        Offer(run.run, plan, run.base.identity, (), 0),
+        run.run,
+        path,
+        "",
+        run.folder / "x" / "y",
+        "a",
+    )
+    assert ahead.opened is not None
     assert ahead.feed is not None
     assert ahead.offer.known == Known(eval_rows=data.eval_examples, row_tokens=data.tokens_mean)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from fedsplit.config.run import RunFile
 from fedsplit.errors import PlanError
-from fedsplit.plan.types import ClientPlan
+from fedsplit.plan.types import ClientPlan, Topology
 from fedsplit.plan.work import DTYPE_BYTES
-from fedsplit.split.spans import client_spans
 
 
 def check_plan(plan: ClientPlan, run: RunFile, num_layers: int) -> None:
@@ -22,8 +21,16 @@ def check_plan(plan: ClientPlan, run: RunFile, num_layers: int) -> None:
         )
 
 
+def held_layers(plan: ClientPlan, num_layers: int) -> set[int]:
+    """Layers on the device: of the front, and of the tail where that is here."""
+    if plan.topology is Topology.LOCAL:
+        return set(range(num_layers))
+    tail = () if plan.topology is Topology.V else range(plan.cut.c2, num_layers)
+    return {*range(plan.cut.c1), *tail}
+
+
 def _problems(plan: ClientPlan, run: RunFile, num_layers: int) -> list[str]:
-    held = {layer for span in client_spans(plan, num_layers) for layer in range(span.lo, span.hi)}
+    held = held_layers(plan, num_layers)
     mine = [layer for layer in plan.layers if layer.place == "client"]
     bits = 8 * DTYPE_BYTES[run.model.dtype]
     found = []
