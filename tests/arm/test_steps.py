@@ -30,10 +30,11 @@ STEPS = 10
 SCRIPT = Path(__file__).with_name("steps.py")
 
 
-def exported(folder: Path, family: str, task: str) -> Path:
-    """A front and a tail of one layer each, of three."""
+def exported(folder: Path, family: str, task: str, bits: int) -> Path:
+    """A front and a tail of one layer each, of three, their frozen weights in so many bits."""
+    labels = ("a", "b", "c") if task == "classification" else ()
     run = RunFile(
-        model=ModelSection(path="model", task=task, labels=("a", "b", "c") if task == "classification" else ()),  # type: ignore[arg-type]
+        model=ModelSection(path="model", task=task, labels=labels, edge_bits=bits),  # type: ignore[arg-type]
         lora=LoraSection(rank=4, alpha=6.0),
         train=TrainSection(learning_rate=1e-2, weight_decay=0.1, batch=4, micro_batches=2),
     )
@@ -51,9 +52,14 @@ def exported(folder: Path, family: str, task: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("family", "task"), [("llama", "causal-lm"), ("bert", "classification")])
-def test_ten_steps_end_where_this_machine_ends(device: Emulated, tmp_path: Path, family: str, task: str) -> None:
-    folder = exported(tmp_path, family, task)
+@pytest.mark.parametrize(
+    ("family", "task", "bits"),
+    [("llama", "causal-lm", 32), ("bert", "classification", 32), ("llama", "causal-lm", 8), ("llama", "causal-lm", 4)],
+)
+def test_ten_steps_end_where_this_machine_ends(
+    device: Emulated, tmp_path: Path, family: str, task: str, bits: int
+) -> None:
+    folder = exported(tmp_path, family, task, bits)
     device.run(str(SCRIPT), str(folder), str(tmp_path / "theirs"), str(STEPS))
     start, mine, theirs = load_file(folder / "start.safetensors"), train(folder, STEPS), load_file(tmp_path / "theirs")
     assert mine.keys() == theirs.keys()
