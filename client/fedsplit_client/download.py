@@ -6,10 +6,13 @@ Runs on a connection of its own, so that gradients never wait behind weights.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from fedsplit.devices.here import free_disk
+from fedsplit.devices.units import size
 from fedsplit.errors import Closed, DataError, RemoteProtocolError, Timeout
 from fedsplit.events import Emit, Progress
 from fedsplit.state.durable import make_private, unwritable
@@ -28,10 +31,13 @@ REPEAT_S = 30.0
 def fetch_all(end: ClientEnd, assets: Sequence[Asset], folder: Path, *, client: str, run: str, emit: Emit) -> Path:
     """A folder that holds every asset under its own name; files that are there and intact are not fetched again.
 
-    :raises DataError: the bytes do not hash to what was offered, twice; or the disk refuses them (full, read-only).
+    One that a folder beside has already, as two plans share their embedding, is taken from there.
+
+    :raises DataError: the bytes do not hash to what was offered, twice; or the disk has no room, or refuses them.
     :raises Timeout: the server stopped answering.
     """
     make_private(folder)
+    _refuse_full_disk(missing_bytes(assets, folder), folder)
     for asset in assets:
         path = folder / Path(asset.name).name
         try:
@@ -52,7 +58,7 @@ def missing_bytes(assets: Sequence[Asset], folder: Path) -> int:
 
 
 def _complete(end: ClientEnd, asset: Asset, path: Path, *, client: str, run: str, emit: Emit) -> None:
-    if path.exists() and path.stat().st_size == asset.nbytes and _sha256(path) == asset.sha256:
+    if _intact(asset, path) or _taken_from_beside(asset, path):
         return
     part = path.with_name(path.name + ".part")
     for _ in range(2):
@@ -116,6 +122,31 @@ def _data(packet: Packet, asset: Asset, offset: int) -> bytes | None:
             raise DataError(f"{asset.name}: {refuse.reason}")
         case _:
             return None
+
+
+def _intact(asset: Asset, path: Path) -> bool:
+    return path.exists() and path.stat().st_size == asset.nbytes and _sha256(path) == asset.sha256
+
+
+def _taken_from_beside(asset: Asset, path: Path) -> bool:
+    """A second name for a file of another folder, or a copy where the disk knows no second names."""
+    aside = path.with_name(f"{path.name}.beside")
+    for other in sorted(path.parent.parent.glob(f"*/{path.name}")):
+        if other.parent != path.parent and _intact(asset, other):
+            aside.unlink(missing_ok=True)
+            try:
+                aside.hardlink_to(other)
+            except OSError:
+                shutil.copyfile(other, aside)
+            aside.replace(path)
+            return True
+    return False
+
+
+def _refuse_full_disk(need_bytes: int, folder: Path) -> None:
+    if need_bytes > (have := free_disk(folder)):
+        text = f"{size(need_bytes)} are to be fetched, {size(have)} are free"
+        raise DataError(f"{text}: free space or choose another folder with --state", str(folder))
 
 
 def _sha256(path: Path) -> str:

@@ -15,15 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.edge.manifest import TABLE, Graph, Manifest, Table, Weight
+from fedsplit.edge.versions import check_runtime
 from fedsplit.errors import DataError, MissingExtra
 
 Floats = NDArray[np.float32]
 
 
 class Runner:
-    """Graphs by name, each file loaded when it is first asked for. ``threads`` 0: as many as onnxruntime takes."""
+    """Graphs by name, each file loaded when it is first asked for. ``threads`` 0: as many as onnxruntime takes.
+
+    Raises DataError: onnxruntime is too old for them. MissingExtra: it is not there.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int = 0) -> None:
+        check_runtime(manifest, folder)
         self.folder, self.manifest = folder, manifest
         self._threads = threads
         self._sessions: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from fedsplit.testing.loopback import Loopback
 from fedsplit.wire import Packet, WireTensor
 from fedsplit.wire.ends import Tensors
 from fedsplit.wire.messages import Asset, Chunk, Fetch, Message
+from fedsplit_client import download
 from fedsplit_client.download import CHUNK_BYTES, fetch_all
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 3 * CHUNK_BYTES + 17, dtype=np.uint8)
@@ -62,6 +63,14 @@ def no_file_above(nbytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """With nothing beside it: other tests fetch the same file."""
+    own = tmp_path / "own"
+    own.mkdir()
+    return own
+
+
 def fetch(end: Shelf, folder: Path) -> Path:
     return fetch_all(end, [ASSET], folder, client="a", run="r", emit=silent)  # type: ignore[arg-type]
 
@@ -76,6 +85,29 @@ def test_a_full_disk_is_said_and_the_download_goes_on(tmp_path: Path) -> None:
     fetch(end, tmp_path)
     assert end.asked[0] == 2 * CHUNK_BYTES, "what had arrived is not fetched again"
     assert (tmp_path / ASSET.name).read_bytes() == CONTENT.tobytes()
+
+
+def test_a_disk_without_room_is_said_before_anything_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "free_disk", lambda folder: CONTENT.nbytes - 1)
+    end = Shelf()
+    with pytest.raises(DataError, match=r"3\.15 MB are to be fetched, 3\.15 MB are free") as error:
+        fetch(end, tmp_path)
+    assert end.asked == []
+    assert "--state" in str(error.value)
+
+
+def test_what_a_folder_beside_has_is_not_fetched_twice(tmp_path: Path) -> None:
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    fetch(Shelf(), one)
+    end = Shelf()
+    fetch(end, two)
+    assert end.asked == []
+    assert (two / ASSET.name).read_bytes() == CONTENT.tobytes()
+    for folder in (one, two):
+        (folder / ASSET.name).write_bytes(bytes(CONTENT.nbytes))
+    fetch(end, three)
+    assert end.asked, "what is damaged there is of no use"
+    assert (three / ASSET.name).read_bytes() == CONTENT.tobytes()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
