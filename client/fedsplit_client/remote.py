@@ -27,12 +27,12 @@ from fedsplit.wire.tensors import WireTensor
 from fedsplit_client import door
 from fedsplit_client.backend import choose
 from fedsplit_client.dealer import Dealer
+from fedsplit_client.folds import Folds
 from fedsplit_client.join import host_name
 from fedsplit_client.keys import load_keys
 from fedsplit_client.line import Interrupt, ServerLine
 from fedsplit_client.orderly import OrderlyEnd
 from fedsplit_client.session import Offer, Session
-from fedsplit_client.worker import factors
 
 
 @contextmanager
@@ -74,9 +74,10 @@ def remote_predictor(
         answer = line.next(30.0)
         if not isinstance(answer.message, Finish):
             raise LinkError(f"{parsed.endpoint} is still training; ask again when the run is done")
-        adapter, head = factors(answer)
+        folds = Folds()
+        adapter, head = unflatten(folds.take(answer.message, answer))
         mine = kept.load() if offer.run.model.head == "local" else None
-        part.load(adapter, unflatten(mine.arrays)[1] if mine is not None and mine.arrays else head)
+        part.load(adapter, unflatten(mine.arrays)[1] if mine is not None and mine.arrays else head, patch=folds.patch)
         remote = _Remote(part, line, offer, name)
         section = offer.run.model
         encode = opened.reading(offer.run).encode

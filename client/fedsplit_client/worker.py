@@ -16,12 +16,14 @@ from fedsplit.exchange.feed import Feed
 from fedsplit.exchange.part import Part
 from fedsplit.exchange.rate import learning_rate
 from fedsplit.exchange.step import At, Outcome, SplitStep, local_step
-from fedsplit.lora.adapter import Adapter, Head, flatten, unflatten
+from fedsplit.lora.adapter import Adapter, Head, Sides, flatten, sides, unflatten
+from fedsplit.method.values import whole
 from fedsplit.plan.given import scheduled
 from fedsplit.state.personal import ClientRun
 from fedsplit.wire import Packet, WireTensor
 from fedsplit.wire.messages import Bye, Evaluate, Finish, Report, Start, Update, Welcome
 from fedsplit_client.cost import Taken, cost_of
+from fedsplit_client.folds import Folds
 from fedsplit_client.line import Interrupt, Restart, ServerLine
 from fedsplit_client.place import Place
 
@@ -33,7 +35,8 @@ BEFORE = -1
 
 @dataclass
 class Result:
-    """What a client has at the end: the final factors of the parts it holds, and its own metrics before and after."""
+    """What a client has at the end: the final factors of the parts it holds, folds included, and its own metrics before
+    and after."""
 
     adapter: Adapter
     head: Head
@@ -67,6 +70,7 @@ class Worker:
         self._heads: dict[int, Head] = {}
         self._report: Report | None = None
         self._restarts = 0
+        self._folds = Folds()
         self.steps: list[Taken] = []
         """What each step of this process took in the plan followed now, those of rounds that did not end left out."""
         self._recall()
@@ -107,6 +111,7 @@ class Worker:
         settle()
         if self._part.plan is not before:
             self.steps.clear()
+            self._folds.forget()
 
     def _do(self, packet: Packet) -> Result | None:
         match packet.message:
@@ -121,7 +126,7 @@ class Worker:
         return None
 
     def _round(self, start: Start, packet: Packet) -> None:
-        self._load(start.round, packet)
+        self._load(start, packet, start.trains)
         self._emit(RoundStarted(client=self._name, round=start.round, rounds=self._run.train.rounds))
         examples, steps = 0, []
         for step, batches in enumerate(self._feed.train(start.first_step, start.steps)):
@@ -143,7 +148,7 @@ class Worker:
         if self._own_head:
             self._heads[start.round + 1], head = head, {}
             self._save(start.round + 1)
-        self._line.tell(update, wired(adapter, head))
+        self._line.tell(update, wired(adapter, head, start.trains))
         self._restarts = 0
 
     def _step(self, start: Start, step: int, batches: Sequence[Batch]) -> tuple[int, Taken]:
@@ -195,7 +200,7 @@ class Worker:
         if before is not None and (before.round, before.phase) == (asked.round, asked.phase):
             self._line.tell(before)  # the server has not heard it
             return
-        self._load(asked.round, packet)
+        self._load(asked, packet)
         start = Start(round=asked.round, era=0, steps=0, first_step=0, base_version=0, adapter_version=0)
         far = through(self._line, self._part, self._at(start, 0))
         metrics, examples = evaluate(self._part, self._feed.test(), len(self._run.model.labels), far)
@@ -213,19 +218,21 @@ class Worker:
         self._restarts = 0
 
     def _finish(self, finish: Finish, packet: Packet) -> Result:
-        adapter, head = self._factors(finish.round, packet)
+        adapter, head = self._factors(finish, packet)
         with contextlib.suppress(LinkError):
             self._line.tell(Bye(run=self._run.run.name, client=self._name, reason="finished"))
         before, after = self._measured.get(BEFORE, {}), self._measured.get(finish.round, {})
+        adapter = whole(adapter, self._folds.patch)
         return Result(adapter, head, finish.round, finish.reason, before, after, finish.metrics)
 
-    def _load(self, round: int, packet: Packet) -> None:
-        self._part.load(*self._factors(round, packet))
+    def _load(self, message: Start | Evaluate, packet: Packet, trains: Sides = "AB") -> None:
+        adapter, head = self._factors(message, packet)
+        self._part.load(adapter, head, trains, self._folds.patch)
 
-    def _factors(self, round: int, packet: Packet) -> tuple[Adapter, Head]:
-        """What the server sent for ``round``, with our own head as it was then where every client keeps its own."""
-        adapter, head = factors(packet)
-        mine = [before for before in self._heads if before <= round]
+    def _factors(self, message: Start | Evaluate | Finish, packet: Packet) -> tuple[Adapter, Head]:
+        """What the server sent for a round, with our own head as it was then where every client keeps its own."""
+        adapter, head = unflatten(self._folds.take(message, packet))
+        mine = [before for before in self._heads if before <= message.round]
         return adapter, self._heads[max(mine)] if mine else head
 
     def _keep(self, asked: Evaluate, metrics: dict[str, float]) -> None:
@@ -255,5 +262,7 @@ def factors(packet: Packet) -> tuple[Adapter, Head]:
     return unflatten({name: tensor.numpy() for name, tensor in packet.tensors.items()})
 
 
-def wired(adapter: Adapter, head: Head) -> dict[str, WireTensor]:
-    return {name: WireTensor.of(array) for name, array in flatten(adapter, head).items()}
+def wired(adapter: Adapter, head: Head, trains: Sides = "AB") -> dict[str, WireTensor]:
+    """What learnt, as it travels."""
+    arrays = sides(adapter, trains) | flatten({}, head)
+    return {name: WireTensor.of(array) for name, array in arrays.items()}

@@ -20,7 +20,7 @@ from fedsplit.edge.manifest import load
 from fedsplit.edge.part import EdgePart
 from fedsplit.edge.runner import Floats
 from fedsplit.exchange.part import Key
-from fedsplit.lora.adapter import Adapter, Head
+from fedsplit.lora.adapter import Adapter, Head, Sides
 from fedsplit.plan.types import ClientPlan, Topology
 from fedsplit.wire.tensors import WireTensor
 
@@ -46,10 +46,10 @@ class EdgeClient:
         self._part = EdgePart(folder, run, trains=learning, threads=threads)
         self._open: dict[int, Batch] = {}
 
-    def load(self, adapter: Adapter, head: Head) -> None:
-        """Start from these factors, with a fresh optimiser."""
+    def load(self, adapter: Adapter, head: Head, trains: Sides = "AB", patch: Adapter | None = None) -> None:
+        """Start from these factors, with a fresh optimiser. Raises DataError on a ``patch``."""
         self._open = {}
-        self._part.load(adapter, head)
+        self._part.load(adapter, head, trains, patch)
 
     def read(self) -> tuple[Adapter, Head]:
         """What was trained, as it is now."""

@@ -25,7 +25,7 @@ from fedsplit.edge.manifest import load
 from fedsplit.edge.optim import Stepper
 from fedsplit.edge.runner import Floats, Runner
 from fedsplit.errors import DataError
-from fedsplit.lora.adapter import Adapter, Head, ModuleKey
+from fedsplit.lora.adapter import Adapter, Head, ModuleKey, Sides
 from fedsplit.lora.lowrank import LowRank
 
 LOGITS_BYTES = 1 << 25
@@ -46,13 +46,21 @@ class EdgePart:
         self.last = self.manifest.layers[self.manifest.front :]
         self.tensors: dict[str, Floats] = {}
         self._stepper: Stepper | None = None
+        self._learning: Sides = "AB"
         self._kept: dict[int, list[Floats]] = {}
 
     # ---- factors ----------------------------------------------------------------------------------------------------
 
-    def load(self, adapter: Adapter, head: Head) -> None:
-        """Start from these factors (of the layers held here) with a fresh optimiser."""
-        self._kept, self.tensors = {}, {}
+    def load(self, adapter: Adapter, head: Head, trains: Sides = "AB", patch: Adapter | None = None) -> None:
+        """Start from these factors (of the layers held here) with a fresh optimiser. Those not in ``trains`` rest.
+
+        Raises DataError where rounds have folded something into the base: the graphs hold its weights as they were.
+        """
+        if patch:
+            raise DataError(
+                "this method changes the base weights, which a device without torch cannot follow; use torch"
+            )
+        self._kept, self.tensors, self._learning = {}, {}, trains
         for layer, names in self.manifest.factors.items():
             for short, name in names.items():
                 if short.endswith(A):
@@ -72,7 +80,8 @@ class EdgePart:
     def trained(self) -> list[str]:
         """Names of the tensors that learn here."""
         mine = [names.values() for layer, names in self.manifest.factors.items() if layer in self._trains]
-        return [*(name for names in mine for name in names), *self.manifest.trained]
+        factors = (name for names in mine for name in names if ("A" if name.endswith(A) else "B") in self._learning)
+        return [*factors, *self.manifest.trained]
 
     def read(self) -> tuple[Adapter, Head]:
         """What was trained, as it is now, alpha/r absorbed."""
@@ -229,7 +238,8 @@ class EdgePart:
     def _add(self, grads: Mapping[str, Floats]) -> None:
         assert self._stepper is not None
         for name, grad in grads.items():
-            self._stepper.add(name, grad)
+            if name in self._stepper.params:  # graphs give the gradients of both factors, also of one that rests
+                self._stepper.add(name, grad)
 
     # ---- head --------------------------------------------------------------------------------------------------------
 

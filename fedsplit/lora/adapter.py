@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from fedsplit.errors import DataError
 from fedsplit.lora.lowrank import LowRank
 
 Tensor: TypeAlias = NDArray[Any]
+Sides: TypeAlias = Literal["AB", "A", "B"]
+"""Factors that learn; the others rest."""
 
 
 class ModuleKey(NamedTuple):
@@ -68,6 +70,16 @@ def select(
     if missing := sorted(wanted - set(adapter)):
         raise DataError(f"the adapter has no module {missing[0]}; it has {', '.join(map(str, sorted(adapter)))}")
     return {key: adapter[key] for key in sorted(wanted) if layers is None or key.layer in layers}
+
+
+def here(adapter: Adapter, held: Collection[ModuleKey]) -> dict[ModuleKey, LowRank]:
+    """The modules that are among ``held``; others are left out."""
+    return {key: part for key, part in sorted(adapter.items()) if key in held}
+
+
+def sides(adapter: Adapter, trains: Sides) -> dict[str, Tensor]:
+    """The factors named in ``trains`` of every module, under their flat names."""
+    return {name: tensor for name, tensor in flatten(adapter).items() if name[-1] in trains}
 
 
 def digest(adapter: Adapter, head: Head | None = None) -> str:

@@ -7,7 +7,7 @@ function's name, with hyphens, is the method's name; the first paragraph of its 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import update_wrapper
 from types import ModuleType
@@ -81,8 +81,8 @@ class Factory(Generic[P, M]):
             edge=all(method.edge for method in methods),
             secure_sum=all(method.secure_sum for method in methods),
             mutates_base=any(method.mutates_base for method in methods),
-            up=" or ".join(dict.fromkeys(_scalars(method, method.mask.up) for method in methods)),
-            down=" or ".join(dict.fromkeys(_scalars(method, method.mask.down) for method in methods)),
+            up=" or ".join(dict.fromkeys(_up(method) for method in methods)),
+            down=" or ".join(dict.fromkeys(_down(method) for method in methods)),
             options=self.options,
             parts=methods[-1].parts(),
         )
@@ -102,8 +102,18 @@ def factories_of(module: ModuleType) -> list[Factory[Any, Any]]:
     return [value for value in vars(module).values() if isinstance(value, Factory) and value.module == module.__name__]
 
 
-def _scalars(method: Method, density: float) -> str:
+def _up(method: Method) -> str:
     """The formula of ``Method.traffic`` in words, for the first two rounds (alternating methods differ there)."""
+    return _scalars([frozenset(method.factors.of(round).shares) for round in (0, 1)], method.mask.up)
+
+
+def _down(method: Method) -> str:
+    rules = [method.factors.of(round) for round in (0, 1)]
+    common = _scalars([frozenset("AB") - (rule.trains - rule.shares) for rule in rules], method.mask.down)
+    return f"{common} + folds" if method.mutates_base else common
+
+
+def _scalars(sides: Sequence[frozenset[str]], density: float) -> str:
     sizes = {frozenset("AB"): "R(M+N)", frozenset("A"): "RN", frozenset("B"): "RM", frozenset(""): "0"}
-    sides = dict.fromkeys(sizes[frozenset(method.factors.of(round).shares)] for round in (0, 1))
-    return " or ".join(side if density == 1.0 else f"{density:g}·{side}" for side in sides)
+    words = dict.fromkeys(sizes[one] for one in sides)
+    return " or ".join(word if density == 1.0 else f"{density:g}·{word}" for word in words)

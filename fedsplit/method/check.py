@@ -13,14 +13,15 @@ from typing import Any
 from fedsplit.errors import IncompatibleParts
 from fedsplit.method import merge as merges
 from fedsplit.method import server_opt as server_opts
+from fedsplit.method import stock
 from fedsplit.method.parts import Merge
 from fedsplit.method.record import SLOTS, Method, Phases, part_name
 
 CARRIED_OUT: Mapping[str, frozenset[str]] = {
     "layers": frozenset({"every"}),
     "codec": frozenset({"raw"}),
-    "start": frozenset({"averaged"}),
-    "factors": frozenset({"both"}),
+    "start": frozenset({"averaged", "redrawn"}),
+    "factors": frozenset({"both", "only_B", "alternate"}),
     "probe": frozenset({"none"}),
     "local": frozenset({"backprop"}),
     "mask": frozenset({"dense"}),
@@ -69,6 +70,18 @@ RULES: tuple[Rule, ...] = (
         "an optimiser with memory needs factors that keep their shape and meaning from round to round",
         {"server_opt": server_opts.replace},
     ),
+    Rule(
+        ("factors", "merge"),
+        lambda method: _rests(method) and not method.merge_rule.equal_ranks,
+        "a factor that rests is common to all, and only averaging the other one leaves it so",
+        {"merge": merges.fedavg},
+    ),
+    Rule(
+        ("start", "merge"),
+        lambda method: method.start.name == "redrawn" and not method.merge_rule.mutates_base,
+        "what was learnt is drawn over, unless it was folded into the base",
+        {"start": stock.averaged},
+    ),
 )
 
 
@@ -88,6 +101,10 @@ def check(method: Method | Phases) -> None:
     found = dict.fromkeys(str(problem) for phase in phases for problem in contradictions(phase))
     if found:
         raise IncompatibleParts(f"method {method.name}: " + "\n  ".join(found))
+
+
+def _rests(method: Method) -> bool:
+    return any(len(method.factors.of(round).trains) < 2 for round in (0, 1))
 
 
 def _why(method: Method, rule: Rule) -> str:

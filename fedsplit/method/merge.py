@@ -64,6 +64,13 @@ def fedavg(parts: Sequence[LowRank], p_K: Sequence[float], memory: Memory) -> Me
     return Merged(mean(parts, p_K))
 
 
+@merge_rule(exact=True, mutates_base=True)
+def fold_all(parts: Sequence[LowRank], p_K: Sequence[float], memory: Memory) -> Merged:
+    """The ideal aggregate goes into the base, the adapter begins again from nothing (see ``stock.redrawn``)."""
+    whole = total(parts, p_K)
+    return Merged(LowRank.zeros(whole, parts[0].rank), fold=whole)
+
+
 @merge_rule(exact=True)
 def exact(parts: Sequence[LowRank], p_K: Sequence[float], memory: Memory) -> Merged:
     """The ideal aggregate itself; the ranks part cuts it to what each client can hold."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from fedsplit.lora.adapter import ModuleKey
+from fedsplit.lora.adapter import ModuleKey, Sides
 from fedsplit.lora.lowrank import Array, LowRank
 from fedsplit.method.values import ClientUpdate, Memory, Merged
 from fedsplit.plan.types import Topology
@@ -70,11 +70,16 @@ class LayerRule:
 
 @dataclass(frozen=True)
 class Factors:
-    """Which of A and B a client trains and which it sends. What is not sent stays personal; what is not trained is
-    common to all."""
+    """Which of A and B a client trains and which of those it sends. What is trained and not sent stays personal; what
+    rests is common to all: it comes down with every round, does not come up, and is the same bits afterwards."""
 
     trains: frozenset[Side]
     shares: frozenset[Side]
+
+    @property
+    def learning(self) -> Sides:
+        """``trains`` in one word."""
+        return "AB" if len(self.trains) == 2 else "A" if "A" in self.trains else "B"
 
 
 @dataclass(frozen=True)

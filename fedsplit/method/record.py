@@ -102,10 +102,14 @@ class Method:
         return self
 
     def traffic(self, m: int, n: int, rank: int, round: int = 0) -> Traffic:
-        """Scalars that travel for one M x N module at ``rank``: the shared factors, thinned by the mask."""
-        shares = self.factors.of(round).shares
-        size = rank * ((n if "A" in shares else 0) + (m if "B" in shares else 0))
-        return Traffic(down=round_up(size * self.mask.down), up=round_up(size * self.mask.up))
+        """Scalars that travel for one M x N module at ``rank``: down what is common, up what is shared of what trained,
+        both thinned by the mask. Folds come on top, down: one of rank F takes F (M + N)."""
+        factors = self.factors.of(round)
+        common = frozenset("AB") - (factors.trains - factors.shares)
+        down, up = (
+            rank * ((n if "A" in sides else 0) + (m if "B" in sides else 0)) for sides in (common, factors.shares)
+        )
+        return Traffic(down=round_up(down * self.mask.down), up=round_up(up * self.mask.up))
 
     # ---- what is true of the whole, derived from the parts -----------------------------------------------------------
 
@@ -122,8 +126,11 @@ class Method:
 
     @property
     def exact(self) -> bool:
-        """After a round, base + adapter equal the weighted sum of the clients' products."""
-        return self.merge_rule.exact and not self.server_opt.entrywise
+        """After a round, base + adapter equal the weighted sum of the clients' products: by the merge, or because one
+        factor is common, so that averaging the other is a sum of products."""
+        rests = all(len(self.factors.of(round).trains) == 1 for round in (0, 1))
+        common = rests and self.merge_rule.equal_ranks
+        return (self.merge_rule.exact or common) and not self.server_opt.entrywise
 
     @property
     def unequal_ranks(self) -> bool:
@@ -142,8 +149,9 @@ class Method:
 
     @property
     def edge(self) -> bool:
-        """The device's side runs without torch: gradients through exported graphs, nothing beyond the stock step."""
-        return all(part_name(getattr(self, slot)) == name for slot, name in _EDGE.items())
+        """The device's side runs without torch: gradients through exported graphs, nothing beyond the stock step. A
+        factor that rests needs no graph of its own; a base that changes would."""
+        return not self.mutates_base and all(part_name(getattr(self, slot)) == name for slot, name in _EDGE.items())
 
     def parts(self) -> dict[str, str]:
         """The name of every part, in the order of the table in docs/methods.md."""
@@ -151,7 +159,7 @@ class Method:
 
 
 SLOTS = tuple(field.name for field in fields(Method) if field.name != "name")
-_EDGE = {"local": "backprop", "probe": "none", "personal": "none", "mask": "dense", "factors": "both"}
+_EDGE = {"local": "backprop", "probe": "none", "personal": "none", "mask": "dense"}
 
 
 @dataclass(frozen=True)

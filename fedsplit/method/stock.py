@@ -1,6 +1,8 @@
-"""Stock parts that hold no arithmetic: who holds what, which factors, how tensors travel. Defaults first."""
+"""Stock parts that hold next to no arithmetic: who holds what, which factors, how tensors travel. Defaults first."""
 
 from __future__ import annotations
+
+from array_api_compat import array_namespace
 
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.method.parts import (
@@ -20,6 +22,7 @@ from fedsplit.method.parts import (
 )
 from fedsplit.method.values import Memory
 from fedsplit.plan.types import Topology
+from fedsplit.seeds import generator
 
 planned = Placement("planned", frozenset(Topology))
 """The planner chooses per client."""
@@ -44,6 +47,13 @@ _BOTH = Factors(frozenset({"A", "B"}), frozenset({"A", "B"}))
 both = FactorRule("both", lambda round: _BOTH)
 """A and B train together and both are shared."""
 
+_ONLY_A = Factors(frozenset({"A"}), frozenset({"A"}))
+_ONLY_B = Factors(frozenset({"B"}), frozenset({"B"}))
+only_B = FactorRule("only_B", lambda round: _ONLY_B)
+"""A rests at its first draw for the whole run."""
+alternate = FactorRule("alternate", lambda round: _ONLY_A if round % 2 else _ONLY_B)
+"""B in the first round, since with B = 0 there is no gradient for A; then A, and so on."""
+
 no_probe = Probe("none")
 backprop = Local("backprop")
 """Plain optimiser steps on shuffled data, gradients by back-propagation."""
@@ -60,3 +70,16 @@ def _same(merged: LowRank, memory: Memory) -> LowRank:
 
 averaged = Start("averaged", "kaiming_zero", _same)
 """A random (peft's Kaiming-uniform law), B zero; then every round starts from the merged factors (Avg-Initial)."""
+
+
+def _redrawn(merged: LowRank, memory: Memory) -> LowRank:
+    rank, xp = memory.previous.rank if memory.previous is not None else merged.rank, array_namespace(merged.A_RN)
+    m, n = merged.shape
+    rows_RN = generator(memory.seed, memory.round, str(memory.key), "redrawn").uniform(-(n**-0.5), n**-0.5, (rank, n))
+    where = {"dtype": merged.dtype, "device": getattr(merged.A_RN, "device", None)}
+    return LowRank(xp.zeros((m, rank), **where), xp.asarray(rows_RN, **where))
+
+
+redrawn = Start("redrawn", "kaiming_zero", _redrawn)
+"""Every round starts from a new random A and B = 0 (Re-Initial): only for a merge that puts everything into the
+base."""

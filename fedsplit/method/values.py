@@ -5,11 +5,11 @@ Legend: M out, N in, R rank, K clients. A *fold* is a low-rank patch to the froz
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey
-from fedsplit.lora.lowrank import Array, LowRank
+from fedsplit.lora.lowrank import Array, LowRank, stack
 
 SERVER = "@server"
 """Name of the update that stands for a server copy which trained on behalf of many clients."""
@@ -82,6 +82,11 @@ class GlobalState:
     folds: tuple[Fold, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def patch(self) -> Adapter:
+        """All folds as one low-rank patch a module: what is added to the file's weights."""
+        return folded(self.folds)
+
     @staticmethod
     def first(adapter: Adapter, head: Head | None = None) -> GlobalState:
         """The state before round 0."""
@@ -90,3 +95,24 @@ class GlobalState:
     def noted(self, *notes: str) -> GlobalState:
         """The same state with other notes."""
         return replace(self, notes=notes)
+
+
+def folded(folds: Iterable[Fold]) -> dict[ModuleKey, LowRank]:
+    """The sum of ``folds``, side by side in the order of their versions, whatever order they came in."""
+    parts: dict[ModuleKey, list[LowRank]] = {}
+    for fold in sorted(folds, key=lambda fold: fold.version):
+        for key, part in fold.patch.items():
+            parts.setdefault(key, []).append(part)
+    return {key: stack(parts[key]) for key in sorted(parts)}
+
+
+def whole(adapter: Adapter, patch: Adapter) -> dict[ModuleKey, LowRank]:
+    """Factors that do beside the file's weights what ``adapter`` does beside the patched ones. Ranks add up, at most to
+    min(M, N); an adapter that is zero adds none."""
+    found = dict(adapter)
+    for key in adapter.keys() & patch.keys():
+        part, fold = adapter[key], patch[key]
+        if bool((part.B_MR != 0).any()) and bool((part.A_RN != 0).any()):
+            fold = stack((fold, part.astype(fold.dtype)))
+        found[key] = fold.astype("float64").compress().astype(part.dtype)
+    return found

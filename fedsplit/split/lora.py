@@ -27,6 +27,7 @@ from fedsplit.errors import ConfigError
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.split.base import Base
+from fedsplit.split.beside import LEFT, RIGHT
 from fedsplit.split.inject import TASK_TYPES, saved, scale_of, targets
 from fedsplit.split.segment import Segment
 
@@ -73,21 +74,39 @@ def read(params: Mapping[str, Tensor], segment: Segment) -> tuple[dict[ModuleKey
     return adapter, head
 
 
-def write(adapter: Adapter, head: Head, segment: Segment) -> dict[str, Tensor]:
+def write(adapter: Adapter, head: Head, segment: Segment, trains: str = "AB") -> dict[str, Tensor]:
     """Leaves with ``requires_grad`` for what adapter and head hold of this segment's modules; others are left out.
 
-    Ranks are the adapter's. Raises ConfigError where a factor has the wrong width.
+    Ranks are the adapter's; of a factor not in ``trains`` the leaf is without ``requires_grad``. Raises ConfigError
+    where a factor has the wrong width.
     """
     shapes, params = segment.shapes(), {}
     for key, (a, b) in keys(segment).items():
         if key in adapter:
             factors = adapter[key]
             scale = np.float32(segment.scale(factors.rank))
-            params[a] = _leaf(factors.A_RN, shapes[a], a, segment, rank_axis=0)
-            params[b] = _leaf(np.asarray(factors.B_MR) / scale, shapes[b], b, segment, rank_axis=1)
+            leaf = _leaf(factors.A_RN, shapes[a], a, segment, rank_axis=0)
+            params[a] = leaf.requires_grad_("A" in trains)
+            leaf = _leaf(np.asarray(factors.B_MR) / scale, shapes[b], b, segment, rank_axis=1)
+            params[b] = leaf.requires_grad_("B" in trains)
     for name, shape in shapes.items():
         if name in head:
             params[name] = _leaf(head[name], shape, name, segment).requires_grad_(segment.train_head)
+    return params
+
+
+def write_patch(patch: Adapter, segment: Segment) -> dict[str, Tensor]:
+    """Constants for what rounds have folded into this segment's modules: to be passed beside the factors."""
+    params = {}
+    for key, (a, _) in keys(segment).items():
+        if key in patch:
+            module, part = a.rpartition(".lora_")[0], patch[key]
+            (m, n), rank = part.shape, part.rank
+            if rank * (m + n) < m * n:
+                params[module + RIGHT] = torch.from_numpy(_float32(part.A_RN)).to(segment.device)
+                params[module + LEFT] = torch.from_numpy(_float32(part.B_MR)).to(segment.device)
+            else:
+                params[module + LEFT] = torch.from_numpy(_float32(part.dense())).to(segment.device)
     return params
 
 

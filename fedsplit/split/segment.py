@@ -22,6 +22,7 @@ from fedsplit.errors import ConfigError, InternalError
 from fedsplit.seeds import seed
 from fedsplit.split import loss as losses
 from fedsplit.split.base import BUILDING, Base
+from fedsplit.split.beside import Beside
 from fedsplit.split.families import Context
 from fedsplit.split.initial import draw
 from fedsplit.split.inject import ADAPTER, inject, scale_of
@@ -131,6 +132,8 @@ class _Slot:
     factor: bool
     scaling: dict[str, float] | None = None
     """Of an A only: where its module keeps alpha/r."""
+    beside: Beside | None = None
+    """Of an A only: what rounds have folded into its module."""
 
 
 class Segment:
@@ -364,6 +367,8 @@ class Segment:
             slot.home[slot.leaf] = value if slot.factor else value.to(self.dtype)
             if slot.scaling is not None:
                 slot.scaling[ADAPTER] = self.scale(value.shape[0])
+            if slot.beside is not None:
+                slot.beside.bind(params)
 
     def _find_slots(self) -> dict[int, list[_Slot]]:
         slots: dict[int, list[_Slot]] = {part: [] for part in (EMBEDDING, *range(self.span.lo, self.span.hi), HEAD)}
@@ -373,16 +378,17 @@ class Segment:
                 part = part_of(name, family, self.prefix)
                 owner, _, leaf = name.rpartition(".")
                 home = self.model.get_submodule(owner)._parameters
-                scaling = self._scaling(name)
-                slots[part].append(_Slot(name, home, leaf, tuple(parameter.shape), self.is_factor(name), scaling))
+                slot = _Slot(name, home, leaf, tuple(parameter.shape), self.is_factor(name), *self._of_module(name))
+                slots[part].append(slot)
         return slots
 
-    def _scaling(self, name: str) -> dict[str, float] | None:
+    def _of_module(self, name: str) -> tuple[dict[str, float] | None, Beside | None]:
+        """What an A stands for in its module; nothing for any other tensor."""
         module, _, side = name.rpartition(".lora_")
         if not side.startswith(("A.", "embedding_A.")):
-            return None
-        scaling: dict[str, float] = self.model.get_submodule(module).scaling
-        return scaling
+            return None, None
+        adapted: Any = self.model.get_submodule(module)
+        return adapted.scaling, Beside(module, adapted.base_layer)
 
     def _num_labels(self) -> int | None:
         return None if self.task == "causal-lm" else int(self.model.config.num_labels)

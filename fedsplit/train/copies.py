@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsplit.config.run import TrainSection
 from fedsplit.lora.adapter import Adapter, Head, select
-from fedsplit.split.lora import read, write
+from fedsplit.split.lora import read, write, write_patch
 from fedsplit.split.segment import Segment
 from fedsplit.train.optim import Stepper, finite, make, squares
 
@@ -81,11 +81,24 @@ class Copies:
         self._leaves: dict[str, dict[str, Tensor]] = {}
         self._owners: dict[str, Copy] = {}
         self._common: Copy | None = None
+        self._patch: dict[str, Tensor] = {}
+        self._trains = "AB"
 
-    def open_round(self, common: Adapter, head: Head, members: Mapping[str, Held], own: Mapping[str, Adapter]) -> None:
+    def open_round(
+        self,
+        common: Adapter,
+        head: Head,
+        members: Mapping[str, Held],
+        own: Mapping[str, Adapter],
+        *,
+        trains: str = "AB",
+        patch: Adapter | None = None,
+    ) -> None:
         """Every member starts from the global factors, cut to what is its ``own``; a copy that all share from
-        ``common``. In shared modes the optimiser's state stays."""
-        self._leaves, self._owners, self._common = {}, {}, None
+        ``common``. In shared modes the optimiser's state stays, but of a factor that rests: ``trains`` has the others.
+        ``patch``: what rounds have folded into the base."""
+        self._leaves, self._owners, self._common, self._trains = {}, {}, None, trains
+        self._patch = write_patch(patch or {}, self._segment)
         if self.shared and members:
             self._open_common(common, head, members)
         for name, held in members.items():
@@ -102,7 +115,7 @@ class Copies:
 
     def leaves(self, name: str) -> Mapping[str, Tensor]:
         """What the forward of ``name`` runs with; its backward accumulates here."""
-        return self._leaves[name]
+        return {**self._patch, **self._leaves[name]}
 
     def squares(self, names: Sequence[str]) -> tuple[float, ...]:
         """Squared norms of the gradient that ``commit(names)`` would apply, one a tensor, float64."""
@@ -145,6 +158,8 @@ class Copies:
         spans = members.values()
         widest = Held(min(h.lo for h in spans), max(h.hi for h in spans), any(h.head for h in spans))
         self._common = Copy(self._write(adapter, head, widest), self._train)
+        resting = {name for name, leaf in self._common.params.items() if not leaf.requires_grad}
+        self._kept = {key: array for key, array in self._kept.items() if key.rsplit("/", 1)[0] not in resting}
         self._common.resume(self._kept)
 
     def _gathered(self, names: Sequence[str]) -> Copy:
@@ -158,9 +173,9 @@ class Copies:
 
     @staticmethod
     def _twins(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.detach().requires_grad_() for name, value in params.items()}
+        return {name: value.detach().requires_grad_(value.requires_grad) for name, value in params.items()}
 
     def _write(self, adapter: Adapter, head: Head, held: Held) -> dict[str, Tensor]:
         # Adapted modules outside the layers (-1) that this segment has belong to the head.
         layers = {-1, *range(held.lo, held.hi)} if held.head else set(range(held.lo, held.hi))
-        return write(select(adapter, layers=layers), head if held.head else {}, self._segment)
+        return write(select(adapter, layers=layers), head if held.head else {}, self._segment, self._trains)

@@ -34,7 +34,7 @@ class Exam:
 
     def of(self, state: GlobalState) -> dict[str, float]:
         """The metrics of a global state."""
-        self.part.load(state.adapter, state.head)
+        self.part.load(state.adapter, state.head, patch=state.patch)
         return self.now()
 
     def now(self) -> dict[str, float]:

@@ -24,6 +24,7 @@ from fedsplit.errors import ConfigError, Problem
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.method.record import GlobalState
+from fedsplit.method.values import whole
 from fedsplit.split.base import Base, open_base
 from fedsplit.split.lora import key_of, save_peft
 from fedsplit.state.rundir import RunDir
@@ -84,13 +85,15 @@ def of_run(folder: Path, round: int | None = None) -> tuple[RunFile, GlobalState
 def export(folder: Path, out: Path, round: int | None = None) -> Card:
     """Write the run's adapter as a peft folder, loadable by ``peft.PeftModel.from_pretrained`` on the untouched base.
 
+    What rounds have folded into the base is in it: modules then have a higher rank than those that trained.
+
     :raises ConfigError: as ``of_run``; or ``out`` holds something else.
     """
     run, state, metrics = of_run(folder, round)
     if out.exists() and any(out.iterdir()) and not (out / "adapter_config.json").is_file():
         raise ConfigError([Problem(str(out), "a folder with other files", "a new folder, or one with an adapter")])
     base = open_base(model_folder(run.model.path))
-    save_peft(state.adapter, state.head, base, run.lora, out, task=run.model.task)
+    save_peft(whole(state.adapter, state.patch), state.head, base, run.lora, out, task=run.model.task)
     card = Card(
         task=run.model.task,
         model=run.model.path,

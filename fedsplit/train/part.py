@@ -13,12 +13,12 @@ from fedsplit.config.run import RunFile, Task
 from fedsplit.data.batches import Batch as Arrays
 from fedsplit.exchange.follow import check_plan
 from fedsplit.exchange.part import Key
-from fedsplit.lora.adapter import Adapter, Head, ModuleKey
+from fedsplit.lora.adapter import Adapter, Head, ModuleKey, Sides
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.plan.streaming import streams
 from fedsplit.plan.types import ClientPlan, Topology
 from fedsplit.split.base import Base
-from fedsplit.split.lora import read, write
+from fedsplit.split.lora import read, write, write_patch
 from fedsplit.split.placement import device_of
 from fedsplit.split.rows import Rows, pack, unpack
 from fedsplit.split.segment import Dropout, Segment, build
@@ -78,18 +78,22 @@ class ClientPart:
     def last(self) -> Segment:
         return self._segments[-1]
 
-    def load(self, adapter: Adapter, head: Head) -> None:
-        """Start from these factors (of the modules held here, at whatever rank they have) with a fresh optimiser."""
+    def load(self, adapter: Adapter, head: Head, trains: Sides = "AB", patch: Adapter | None = None) -> None:
+        """Start from these factors (of the modules held here, at whatever rank they have) with a fresh optimiser.
+
+        Factors not in ``trains`` rest. ``patch``: what rounds have folded into the base, for modules held here or not.
+        """
         self.params, self.frozen, self._kept = {}, {}, {}
         training = {key: part for key, part in adapter.items() if key.layer not in self._resting}
         resting = {key: part for key, part in adapter.items() if key.layer in self._resting}
         for segment in self._segments:
-            leaves = write(training, head, segment)
+            leaves = write(training, head, segment, trains)
             self.params |= {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
             leaves = write(resting, {}, segment) | {
                 name: leaf for name, leaf in leaves.items() if name not in self.params
             }
             self.frozen |= {name: leaf.requires_grad_(False) for name, leaf in leaves.items()}
+            self.frozen |= write_patch(patch or {}, segment)
         self._optimizer = make(self.train, self.params) if self.params else None
 
     @property
@@ -98,13 +102,13 @@ class ClientPart:
         return {**self.frozen, **self.params}
 
     def read(self) -> tuple[Adapter, Head]:
-        """What was trained, as it is now, alpha/r absorbed."""
+        """What was trained, as it is now, alpha/r absorbed, with factors of the same modules that rested."""
         adapter: dict[ModuleKey, LowRank] = {}
         head: dict[str, NDArray[Any]] = {}
         for segment in self._segments:
-            factors, tensors = read(self.params, segment)
-            adapter |= factors
-            head |= tensors
+            factors, _ = read(self.tensors, segment)
+            adapter |= {key: part for key, part in factors.items() if key.layer not in self._resting}
+            head |= read(self.params, segment)[1]
         return adapter, head
 
     def front(self, rows: Rows, dropout: Dropout | None = None) -> Tensor:

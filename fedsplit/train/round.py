@@ -225,11 +225,14 @@ def _memory(state: GlobalState, key: ModuleKey, seed: int) -> Memory:
 def _next_factors(
     state: GlobalState, key: ModuleKey, merged: Merged, rule: Method, seed: int, memory: dict[str, Array]
 ) -> LowRank:
-    """Server opt on A and B, then the start of the next round, then one rounding to the state's dtype."""
-    before, after = state.adapter[key].astype("float64"), merged.adapter
-    if rule.server_opt.entrywise:
-        b = _stepped(before.B_MR, after.B_MR, rule, memory, f"{key}/B/")
-        a = _stepped(before.A_RN, after.A_RN, rule, memory, f"{key}/A/")
+    """Server opt on A and B, then the start of the next round, then one rounding to the state's dtype.
+
+    A factor that rested is what it was, whatever averaging equal copies of it gave in the last bit.
+    """
+    before, after, trains = state.adapter[key].astype("float64"), merged.adapter, rule.factors.of(state.round).trains
+    if rule.server_opt.entrywise or len(trains) < 2:
+        b = _stepped(before.B_MR, after.B_MR, rule, memory, f"{key}/B/") if "B" in trains else before.B_MR
+        a = _stepped(before.A_RN, after.A_RN, rule, memory, f"{key}/A/") if "A" in trains else before.A_RN
         after = LowRank(b, a)
     return rule.start.then(after, _memory(state, key, seed)).astype(state.adapter[key].dtype)
 
@@ -241,8 +244,11 @@ def _stepped(previous: Array, merged: Array, rule: Method, memory: dict[str, Arr
 
 
 def _next_folds(state: GlobalState, merged: Mapping[ModuleKey, Merged]) -> tuple[Fold, ...]:
-    """All folds so far, this round's last. Folds keep the precision of the merge: a residual is small."""
-    patch: Adapter = {key: result.fold for key, result in merged.items() if result.fold is not None}
+    """All folds so far, this round's last, rounded once to the state's dtype. They stay beside the base, as factors:
+    however small a residual is, its relative precision is that of the factors."""
+    patch: Adapter = {
+        key: result.fold.astype(state.adapter[key].dtype) for key, result in merged.items() if result.fold is not None
+    }
     return (*state.folds, Fold(state.base_version + 1, patch)) if patch else state.folds
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fedsplit.config.run import RunFile
-from fedsplit.method.record import GlobalState
+from fedsplit.errors import ConfigError, Problem
+from fedsplit.method.record import GlobalState, Method, Phases
 from fedsplit.split.base import Base
 from fedsplit.split.lora import read
 from fedsplit.split.segment import Span, build
@@ -20,3 +21,22 @@ def first_state(base: Base, run: RunFile) -> GlobalState:
         weights=False,
     )
     return GlobalState.first(*read(outline.new_params(run.run.seed), outline))
+
+
+def refuse_dead(first: GlobalState, method: Method | Phases) -> None:
+    """A factor that is zero and never trains would keep its module from learning: peft draws an embedding's A as zero.
+
+    :raises ConfigError: names the module.
+    """
+    phases = method.methods if isinstance(method, Phases) else (method,)
+    trains = frozenset("AB").intersection(*(frozenset("AB") & _trained(phase) for phase in phases))
+    for key, part in first.adapter.items():
+        if "A" not in trains and not (part.A_RN != 0).any():
+            fix = "take a method that trains A as well, or leave this module out of lora.targets"
+            found = f"{key} with A = 0, which method {method.name!r} never trains"
+            raise ConfigError([Problem("lora.targets", found, "modules whose resting factor is not zero", fix)])
+
+
+def _trained(method: Method) -> frozenset[str]:
+    """The factors that some round trains, of a method that alternates at most."""
+    return frozenset().union(*(method.factors.of(round).trains for round in (0, 1)))

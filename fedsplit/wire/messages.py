@@ -6,7 +6,7 @@ step, micro, attempt) with the client is the idempotency key. Counts are refused
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
@@ -167,7 +167,9 @@ class Bye(Message, tag="bye", frozen=True, kw_only=True):
 
 
 class Start(Message, tag="start", frozen=True, kw_only=True):
-    """S→C. Round ``round`` begins (again, when ``era`` > 0). Tensors: the factors of the layers this client trains."""
+    """S→C. Round ``round`` begins (again, when ``era`` > 0). Tensors: the factors of the layers this client trains, and
+    the folds (``fold/VERSION/…``) after base version ``since``, which it is known to have, up to ``base_version``.
+    ``trains``: the factors that learn; the others rest, and do not come back."""
 
     round: Count
     era: Count
@@ -175,6 +177,8 @@ class Start(Message, tag="start", frozen=True, kw_only=True):
     first_step: Count
     base_version: Count
     adapter_version: Count
+    trains: Literal["AB", "A", "B"] = "AB"
+    since: Count = 0
 
 
 class Cost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -207,10 +211,13 @@ class Received(Message, tag="received", frozen=True, kw_only=True):
 
 
 class Evaluate(Message, tag="evaluate", frozen=True, kw_only=True):
-    """S→C. Measure the global adapter (tensors: the part the client holds) on the client's own test rows."""
+    """S→C. Measure the global adapter (tensors: the part the client holds, as in Start) on the client's own test
+    rows."""
 
     round: Count
     phase: str
+    base_version: Count = 0
+    since: Count = 0
 
 
 class Report(Message, tag="report", frozen=True, kw_only=True):
@@ -223,11 +230,14 @@ class Report(Message, tag="report", frozen=True, kw_only=True):
 
 
 class Finish(Message, tag="finish", frozen=True, kw_only=True):
-    """S→C. Training is over; tensors: the final factors of the layers this client holds."""
+    """S→C. Training is over; tensors: the final factors of the layers this client holds, and folds as in Start. The
+    best state may be of an older ``base_version`` than the last: folds after it do not count."""
 
     round: Count
     reason: str
     metrics: dict[str, float]
+    base_version: Count = 0
+    since: Count = 0
 
 
 # ---- the split step ------------------------------------------------------------------------------------------------

@@ -137,6 +137,7 @@ class Course:
             return [Out(member.name, Received(round=update.round))]
         if member.name in opened.refused:
             return [Out(member.name, Refuse(code="update", reason=opened.refused[member.name]))]
+        member.base_version = min(update.base_version, self._rules.state.base_version)
         try:
             arrived = self._letters.arrived(member, update, packet.tensors, self._rules.state)
             self._rules.check(arrived)
@@ -166,6 +167,7 @@ class Course:
         if member.name not in measure.expected:
             return []
         measure.reports[member.name] = (report.metrics, report.examples)
+        member.base_version = self._rules.state.base_version
         return self._close_measure(now) if not measure.missing() else []
 
     @property
@@ -286,6 +288,8 @@ class Course:
             steps=steps,
             base_version=state.base_version,
             adapter_version=state.adapter_version,
+            trains=self._letters.trains(state),
+            patch=state.patch if state.folds else {},
         )
 
     def _close_round(self, now: float) -> list[Out]:

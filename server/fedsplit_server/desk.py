@@ -17,7 +17,7 @@ from fedsplit.config.run import RunFile
 from fedsplit.errors import Lost, RemoteProtocolError
 from fedsplit.exchange.rate import clip_factor, learning_rate
 from fedsplit.exchange.step import dropout_key
-from fedsplit.lora.adapter import Adapter, Head
+from fedsplit.lora.adapter import Adapter, Head, Sides
 from fedsplit.method.record import SERVER, ClientUpdate
 from fedsplit.plan.given import scheduled
 from fedsplit.split.engine import BackwardJob, Engine, ForwardJob, LossJob
@@ -77,6 +77,9 @@ class Opened:
     steps: int
     base_version: int
     adapter_version: int
+    trains: Sides = "AB"
+    patch: Adapter = field(default_factory=dict, repr=False, compare=False)
+    """What rounds have folded into the base."""
 
 
 class Desk:
@@ -99,7 +102,8 @@ class Desk:
         self._opened, self._seats = opened, dict(seats)
         self._gate = gate(self._run.server.adapters, sorted(seats))
         own = {name: seat.factors for name, seat in seats.items()}
-        self._copies.open_round(common, head, {name: seat.held for name, seat in seats.items()}, own)
+        members = {name: seat.held for name, seat in seats.items()}
+        self._copies.open_round(common, head, members, own, trains=opened.trains, patch=opened.patch)
 
     def rejoin(self, name: str, seat: Seat, head: Head) -> None:
         """One client starts the open round from the beginning; only where it trains a copy of its own."""

@@ -10,7 +10,7 @@ from fedsplit.errors import InternalError
 from fedsplit.lora.adapter import Adapter, ModuleKey
 from fedsplit.method.record import GlobalState
 from fedsplit.split.engine import Engine, ForwardJob
-from fedsplit.split.lora import keys, write
+from fedsplit.split.lora import keys, write, write_patch
 from fedsplit.split.rows import unpack
 from fedsplit.split.tensors import from_wire, to_wire
 from fedsplit.train.batch import Batch, labels_from_wire
@@ -41,6 +41,7 @@ class Inference:
         """From now on answer with these factors, for each client at the ranks of its plan."""
         self._state, self._leaves = state, {}
         self._head = write({}, state.head, self._engine.segment)
+        self._head |= write_patch(state.patch if state.folds else {}, self._engine.segment)
 
     def answer(self, name: str, seat: Seat, packet: Packet) -> Out:
         """(N, D) hidden states; in topology ``v`` the summed ``loss`` (1,) and, for classes and numbers, ``logits``.

@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from fedsplit.errors import Refused, RemoteProtocolError
-from fedsplit.lora.adapter import Adapter, ModuleKey, flatten, unflatten
+from fedsplit.lora.adapter import Adapter, ModuleKey, Sides, flatten, here, sides, unflatten
 from fedsplit.lora.lowrank import LowRank
-from fedsplit.method.record import ClientUpdate, GlobalState
+from fedsplit.method.record import ClientUpdate, Fold, GlobalState
+from fedsplit.method.stored import pack_folds
 from fedsplit.wire import WireTensor
 from fedsplit.wire.messages import Evaluate, Finish, Start, Update
 from fedsplit_server.desk import Opened, Out, Seat
@@ -40,26 +41,34 @@ class Letters:
             first_step=opened.round * steps,
             base_version=opened.base_version,
             adapter_version=opened.adapter_version,
+            trains=opened.trains,
+            since=member.base_version,
         )
         return Out(member.name, message, self.factors(member, state))
 
     def evaluate(self, member: Member, measure: OpenMeasure, state: GlobalState) -> Out:
-        return Out(member.name, Evaluate(round=measure.round, phase=measure.phase), self.factors(member, state))
+        version, since = state.base_version, member.base_version
+        message = Evaluate(round=measure.round, phase=measure.phase, base_version=version, since=since)
+        return Out(member.name, message, self.factors(member, state))
 
     def finish(self, member: Member, reason: str, state: GlobalState, metrics: dict[str, float]) -> Out:
-        message = Finish(round=state.round, reason=reason, metrics=metrics)
+        version, since = state.base_version, member.base_version
+        message = Finish(round=state.round, reason=reason, metrics=metrics, base_version=version, since=since)
         return Out(member.name, message, self.factors(member, state))
 
     def factors(self, member: Member, state: GlobalState) -> dict[str, WireTensor]:
-        """The factors of what the client holds, trained there or not, and the head where it holds that."""
-        arrays = flatten(self._held(member, state), state.head if member.holds_head else {})
+        """The factors of what the client holds, trained there or not, the head where it holds that, and the folds of
+        its modules that it is not known to have."""
+        held = self._held(member, state)
+        arrays = flatten(held, state.head if member.holds_head else {})
+        missing = [fold for fold in state.folds if fold.version > member.base_version]
+        arrays |= pack_folds([Fold(fold.version, here(fold.patch, held)) for fold in missing])
         return {name: WireTensor.of(array) for name, array in arrays.items()}
 
     def due(self, member: Member, state: GlobalState) -> dict[str, WireTensor]:
         """Like ``factors``, of what the client trains: tensors of these shapes come back."""
-        resting = {layer.layer for layer in member.plan.layers if not layer.trains}
-        adapter = {key: part for key, part in self._held(member, state).items() if key.layer not in resting}
-        arrays = flatten(adapter, state.head if member.holds_head and self._heads_return else {})
+        arrays = sides(self._trained(member, state), self._portions.trains(state))
+        arrays |= flatten({}, state.head if member.holds_head and self._heads_return else {})
         return {name: WireTensor.of(array) for name, array in arrays.items()}
 
     def common(self, state: GlobalState) -> Adapter:
@@ -86,7 +95,8 @@ class Letters:
         broken = sorted(name for name, array in arrays.items() if not np.isfinite(array).all())
         if broken:
             raise Refused(f"the update of {member.name} is not finite in {broken[0]} ({len(broken)} of {len(arrays)})")
-        adapter, head = unflatten(arrays)
+        # What rests did not come: it is what the client was given.
+        adapter, head = unflatten(flatten(self._trained(member, state)) | arrays)
         return ClientUpdate(
             client=member.name, examples=update.examples, base_version=update.base_version, adapter=adapter, head=head
         )
@@ -105,6 +115,15 @@ class Letters:
         here = {*range(held.lo, held.hi), *((-1,) if held.head else ())}
         factors = self._portions.of(member.plan, state, here)
         return Seat(held, front_trains=trains, labels_here=held.head, era=era, steps=member.plan.steps, factors=factors)
+
+    def trains(self, state: GlobalState) -> Sides:
+        """The factors that learn in this state's round."""
+        return self._portions.trains(state)
+
+    def _trained(self, member: Member, state: GlobalState) -> dict[ModuleKey, LowRank]:
+        """What the client was given of the layers that its plan trains."""
+        resting = {layer.layer for layer in member.plan.layers if not layer.trains}
+        return {key: part for key, part in self._held(member, state).items() if key.layer not in resting}
 
     def _held(self, member: Member, state: GlobalState) -> dict[ModuleKey, LowRank]:
         outside = frozenset() if member.holds_head else self._head_modules

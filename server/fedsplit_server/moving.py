@@ -93,6 +93,7 @@ class Moving:
             self._tell(Note(client=member.name, text=text, warning=True))
             return
         member.plan = plan
+        member.base_version = 0  # other layers, whose folds it never had
         self._planned(plan)
         self._told(member, offer)
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from fedsplit.lora.adapter import ModuleKey
+from fedsplit.lora.adapter import ModuleKey, Sides
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.method.parts import Ask
 from fedsplit.method.record import SERVER, GlobalState, Method, Phases
@@ -46,6 +46,10 @@ class Portions:
         """What a copy of all clients starts from: every module, at the run file's rank."""
         ask = self._ask(SERVER, self._rank, state.round)
         return for_client(state, self._method, ask=ask, cuts=self._known(state))
+
+    def trains(self, state: GlobalState) -> Sides:
+        """The factors that learn in the round that ``state`` counts."""
+        return self._method.at(state.round).factors.of(state.round).learning
 
     def ranked(self, plan: ClientPlan, state: GlobalState) -> ClientPlan:
         """The plan with the ranks that the method gives this client, which may have a table of its own."""

@@ -57,7 +57,9 @@ class Probes:
         self._turn.up_bytes += up_bytes
         self._turn.down_bytes += probe.back
         self._turn.last_s = now
-        return Probed(number=probe.number, busy=busy, software=__version__), {"data": WireTensor.of(self._noise[: probe.back])}
+        return Probed(number=probe.number, busy=busy, software=__version__), {
+            "data": WireTensor.of(self._noise[: probe.back])
+        }
 
     def over(self, identity: bytes) -> None:
         """This connection has said something else: the next device may measure."""

@@ -1,7 +1,7 @@
 """A method is tried on three made-up clients before any device trains for it.
 
-What a merge function does is known only by running it: one that folds into the base weights, cannot take the ranks that
-devices may have or raises would otherwise end the run at its first round, after the devices' work.
+What a merge function does is known only by running it: one that cannot take the ranks that devices may have, gives
+another shape or raises would otherwise end the run at its first round, after the devices' work.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from fedsplit.errors import ConfigError, FedsplitError, Problem
 from fedsplit.lora.adapter import ModuleKey
 from fedsplit.lora.lowrank import LowRank
-from fedsplit.method.parts import Ask, Merge
+from fedsplit.method.parts import Ask
 from fedsplit.method.record import ClientUpdate, GlobalState, Method, Phases, part_name
 from fedsplit.seeds import generator
 from fedsplit.train.round import for_client, run_round
@@ -32,12 +32,10 @@ def rehearse(method: Method | Phases, name: str, *, mixed: bool = False) -> None
 
     ``mixed``: with clients of different ranks. What merging does to the rank is its own affair: every client starts
     the next round from factors of its own rank.
-    :raises ConfigError: merging fails, folds into the base weights (devices do not follow that yet), or changes the
-        shape of a module.
+    :raises ConfigError: merging fails, or changes the shape of a module.
     """
     phases = zip(method.starts, method.methods, strict=True) if isinstance(method, Phases) else [(0, method)]
     for start, phase in phases:
-        _refuse_declared_folds(phase, name)
         state = replace(GlobalState.first(_factors("global", dict.fromkeys(_SHAPES, _RANK))), round=start)
         for _ in range(2):
             state = _round(state, phase, name, _MIXED if mixed else {})
@@ -53,10 +51,7 @@ def _round(state: GlobalState, method: Method, name: str, ranks: Mapping[str, in
         where = _line_in(error, name)
         message = f"a round of method {name!r} with {len(updates)} made-up clients fails: {type(error).__name__}: "
         raise ConfigError(f"{message}{error}", where) from error
-    if after.folds:
-        fix = "return Merged(adapter=...) without fold; devices do not apply folds yet"
-        raise _wrong(name, f"merge = {part_name(method.merge)} returns a fold", "an adapter only", fix)
-    for key, part in after.adapter.items():
+    for key, part in (*after.adapter.items(), *after.patch.items()):
         if part.shape != _SHAPES[key]:
             (m, n), (rows, columns) = _SHAPES[key], part.shape
             found = f"parts of {m} x {n} become {rows} x {columns}"
@@ -69,15 +64,8 @@ def _update(client: str, state: GlobalState, method: Method, rank: int) -> Clien
     """As if ``client`` had trained what it would be given."""
     ask = Ask(round=state.round, client=client, seed=0, layers=len(_SHAPES), rank=rank)
     ranks = {key: part.rank for key, part in for_client(state, method, ask=ask).items()}
-    return ClientUpdate(client=client, examples=_EXAMPLES[client], base_version=0, adapter=_factors(client, ranks))
-
-
-def _refuse_declared_folds(method: Method, name: str) -> None:
-    """Of a plain function nothing is declared; the rehearsal shows what it does."""
-    if isinstance(method.merge, Merge) and method.merge.mutates_base:
-        found = f"rounds that fold updates into the base weights (merge = {method.merge.name})"
-        fix = 'take "fedavg", or another without that mark in: fedsplit methods; devices do not apply folds yet'
-        raise _wrong(name, found, "a method that leaves the base weights alone", fix)
+    adapter = _factors(client, ranks)
+    return ClientUpdate(client=client, examples=_EXAMPLES[client], base_version=state.base_version, adapter=adapter)
 
 
 def _wrong(name: str, found: str, expected: str, fix: str) -> ConfigError:

@@ -19,6 +19,7 @@ class Member:
     ``finished``: it has the result, or left for good. ``written_s``: when it was last told what to do. ``insists``: on
     this topology, its owner. ``agreed``: the plan that its owner agreed to, or a later hello got. ``offered``: a new
     plan that it has not answered yet, though told so ``offers`` times.
+    ``base_version``: of the base that it is known to have, for the layers of its plan.
     """
 
     name: str
@@ -35,11 +36,13 @@ class Member:
     written_s: float = float("-inf")
     offered: ClientPlan | None = None
     offers: int = 0
+    base_version: int = 0
     session: Session = field(default_factory=lambda: Session(Role.SERVER))
     agreed: ClientPlan = field(init=False)
 
     def __post_init__(self) -> None:
         self.agreed = self.plan
+
     backend: str = "torch"
 
     @property

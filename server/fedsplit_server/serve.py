@@ -17,10 +17,10 @@ from fedsplit.devices.profile import DeviceProfile
 from fedsplit.devices.units import size, speed
 from fedsplit.errors import ConfigError, OutOfMemory, Problem
 from fedsplit.events import Emit, Note, silent
-from fedsplit.lora.adapter import digest
 from fedsplit.method.of_run import method_of as method_of_run
 from fedsplit.method.of_run import mixes_ranks
 from fedsplit.method.record import Method, Phases
+from fedsplit.method.stored import weights_digest
 from fedsplit.plan.depth import check_depth
 from fedsplit.probe.measure import this_device
 from fedsplit.split.base import Base, open_base
@@ -30,7 +30,7 @@ from fedsplit.split.placement import device_of, free_bytes
 from fedsplit.split.segment import Span, build
 from fedsplit.state.rundir import RunDir
 from fedsplit.train.exported import model_folder
-from fedsplit.train.start import first_state
+from fedsplit.train.start import first_state, refuse_dead
 from fedsplit.wire.link import JoinLink
 from fedsplit_server.assets import Assets
 from fedsplit_server.gateway import Gateway
@@ -89,6 +89,8 @@ def serve(
         folder.begin(dumps(run), resume=resume)
         base = open_base(model_folder(run.model.path))
         _check_model(run, base)
+        first = first_state(base, run)
+        refuse_dead(first, method)
         # Before the body is loaded: plans count it into what is free now.
         own = profile or this_device(emit=emit, seconds=MEASURE_S, device=str(device_of(device)))
         emit(Note(text=f"plans take this machine for {described(own)}"))
@@ -99,7 +101,7 @@ def serve(
         )
         journal = stack.enter_context(folder.journal())
         validate = validation(run, base, device) if run.server_data.path else None
-        keeper = Keeper(run, folder, journal, method, first_state(base, run), emit, validate)
+        keeper = Keeper(run, folder, journal, method, first, emit, validate)
         files = Assets(base, run.model, folder.path / "segments")
         parts = Parts(
             run=run,
@@ -118,7 +120,7 @@ def serve(
         ready(str(keys.link(run.server.public_host or address, port) if run.server.curve else JoinLink(address, port)))
         host.loop()
         state, metrics = keeper.best()
-        return Served(folder.path, host.course.reason, state.round, metrics, digest(state.adapter, state.head))
+        return Served(folder.path, host.course.reason, state.round, metrics, weights_digest(state))
 
 
 def described(own: DeviceProfile) -> str:

@@ -25,7 +25,7 @@ def validation(run: RunFile, base: Base, device: str) -> Validate:
     part = ClientPart(base, plan, msgspec.structs.replace(run), device)
 
     def validate(state: GlobalState) -> dict[str, float]:
-        part.load(state.adapter, state.head)
+        part.load(state.adapter, state.head, patch=state.patch)
         return evaluate(part, feed.test(), len(run.model.labels), nowhere)[0]
 
     return validate

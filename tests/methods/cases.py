@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from fedsplit.lora import LowRank, ModuleKey
-from fedsplit.method import ClientUpdate, GlobalState, Method, Phases, per_device, phases
-from fedsplit.method.merge import exact
+from fedsplit.method import ClientUpdate, GlobalState, Method, Phases, per_device, phases, stock
+from fedsplit.method.merge import exact, fold_all
 from fedsplit.method.registry import discover
 from fedsplit.method.server_opt import fedadam, momentum
 from fedsplit.method.weights import uniform
@@ -39,6 +40,24 @@ class Case:
         """The merged tensor is the next one: laws about a single client hold as they stand."""
         return not self.first.server_opt.entrywise
 
+    def resting(self, round: int = 0) -> frozenset[str]:
+        """The factors that no client trains in that round."""
+        return frozenset("AB") - self.method.at(round).factors.of(round).trains
+
+    def update(self, client: str, seed: int, examples: int = 10, **rest: Any) -> ClientUpdate:
+        """As ``update``, of a client that follows this method from ``start``: what rests is as it came."""
+        made, before = update(client, seed, examples, **rest), start().adapter
+        return replace(made, adapter={key: self.followed(part, before[key], 0) for key, part in made.adapter.items()})
+
+    def three(self) -> list[ClientUpdate]:
+        """Three clients with unequal data."""
+        return [self.update("ann", 1, 7), self.update("bob", 2, 30), self.update("cyd", 3, 1)]
+
+    def followed(self, part: LowRank, before: LowRank, round: int) -> LowRank:
+        """``part`` with those factors of ``before`` that rest in that round."""
+        resting = self.resting(round)
+        return LowRank(before.B_MR if "B" in resting else part.B_MR, before.A_RN if "A" in resting else part.A_RN)
+
     def __str__(self) -> str:
         return self.name
 
@@ -53,6 +72,9 @@ def all_cases() -> list[Case]:
         Case("fedadam", plain.but(server_opt=fedadam())),
         Case("exact", plain.but(merge=exact)),
         Case("exact-per-device", plain.but(merge=exact, ranks=per_device())),
+        Case("only-B-momentum", plain.but(factors=stock.only_B, server_opt=momentum())),
+        Case("alternate-adam", plain.but(factors=stock.alternate, server_opt=fedadam())),
+        Case("fold-then-average", phases({0: plain.but(merge=fold_all, start=stock.redrawn), 2: plain})),
         Case("phases", phases({0: plain, 1: plain.but(server_opt=momentum())})),
     ]
     return registered + composed

@@ -15,10 +15,10 @@ import pytest
 
 from fedsplit.errors import ConfigError, IncompatibleParts, InternalError
 from fedsplit.lora import LowRank
-from fedsplit.method import Memory, Merged, Method, Phases, check, mean, merge_rule, method, per_device, phases
+from fedsplit.method import Memory, Merged, Method, Phases, check, mean, merge_rule, method, per_device, phases, stock
 from fedsplit.method.card import Factory
 from fedsplit.method.check import CARRIED_OUT, RULES, contradictions
-from fedsplit.method.merge import exact
+from fedsplit.method.merge import exact, fold_all
 from fedsplit.method.options import checked, options_of
 from fedsplit.method.parts import Codec, FactorRule, Factors, Local, Mask, Personal, Probe
 from fedsplit.method.record import SLOTS
@@ -306,6 +306,8 @@ def test_phases_take_over_in_their_round() -> None:
 BROKEN = {
     ("merge", "ranks"): Method(ranks=per_device()),
     ("server_opt", "merge"): Method(merge=exact, server_opt=momentum()),
+    ("factors", "merge"): Method(merge=exact, factors=stock.only_B),
+    ("start", "merge"): Method(start=stock.redrawn),
 }
 
 
@@ -326,7 +328,7 @@ UNKNOWN = {
     "local": Local("proximal", {"mu": 0.1}),
     "mask": Mask("topk", 0.25, 0.25),
     "personal": Personal("dual"),
-    "factors": FactorRule("only_B", lambda round: Factors(frozenset({"B"}), frozenset({"B"}))),
+    "factors": FactorRule("share_B", lambda round: Factors(frozenset({"A", "B"}), frozenset({"B"}))),
     "start": replace(Method().start, name="reinit"),
     "layers": replace(Method().layers, name="random_rooms"),
     "groups": replace(Method().groups, name="by_tag"),
@@ -348,10 +350,13 @@ def test_phases_are_checked_all() -> None:
 
 
 def test_traffic_follows_the_factors_and_the_mask() -> None:
-    only_b = Method(factors=UNKNOWN["factors"])
-    assert only_b.traffic(11, 7, 3) == (33, 33)
+    only_b = Method(factors=stock.only_B)
+    assert only_b.traffic(11, 7, 3) == (54, 33), "what rests comes down and does not come up"
+    assert Method(factors=stock.alternate).traffic(11, 7, 3, round=1) == (54, 21)
+    assert Method(factors=UNKNOWN["factors"]).traffic(11, 7, 3) == (33, 33), "what stays personal does neither"
     assert Method(mask=UNKNOWN["mask"]).traffic(11, 7, 3) == (14, 14)
-    assert not only_b.edge
+    assert only_b.edge
+    assert not Method(merge=fold_all).edge
 
     @method(paper="", title="")
     def half() -> Method:
@@ -359,7 +364,7 @@ def test_traffic_follows_the_factors_and_the_mask() -> None:
         return only_b.but(mask=Mask("topk", down=1.0, up=0.25))
 
     assert isinstance(half, Factory)
-    assert (half.card.down, half.card.up) == ("RM", "0.25·RM")
+    assert (half.card.down, half.card.up) == ("R(M+N)", "0.25·RM")
 
 
 def test_every_registered_method_passes_the_checks() -> None:

@@ -14,7 +14,7 @@ from fedsplit.data.batches import Batch
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.events import Event
 from fedsplit.exchange.feed import Feed
-from fedsplit.lora.adapter import digest
+from fedsplit.method.stored import weights_digest
 from fedsplit.split.base import Base, open_base
 from fedsplit.state.personal import Personal
 from fedsplit.state.rundir import RunDir
@@ -180,7 +180,7 @@ class Party:
     def digest(self) -> str:
         """Of the final adapter."""
         state = self.keeper.best()[0]
-        return digest(state.adapter, state.head)
+        return weights_digest(state)
 
     def kinds(self, kind: str) -> int:
         """How many packets of a kind clients sent or received."""

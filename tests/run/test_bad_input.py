@@ -160,7 +160,7 @@ def test_a_method_that_devices_cannot_follow(serve: Command, tmp_path: Path) -> 
     (tmp_path / "mine.py").write_text(FOLDS, "utf-8")
     said = serve(method__name="./mine.py:folds")
     assert said.code == 2
-    assert "devices do not apply folds yet" in said.error
+    assert "parts of 7 x 11 become 11 x 7" in said.error
 
 
 def test_a_run_that_began_and_is_not_resumed(serve: Command, tmp_path: Path) -> None:
@@ -439,16 +439,18 @@ def until_joined(stage: Stage) -> None:
 
 
 FOLDS = '''
+from fedsplit.lora import LowRank
 from fedsplit.method import Merged, Method, merge_rule, method
 
 
 @method(paper="arXiv:2410.09432", title="Folds")
 def folds() -> Method:
-    """Folds something."""
+    """Folds the transposed product."""
 
     @merge_rule(mutates_base=True)
     def merge(parts, p_K, memory):
-        return Merged(adapter=parts[0])
+        turned = LowRank(parts[0].A_RN.T, parts[0].B_MR.T)
+        return Merged(adapter=parts[0], fold=turned)
 
     return Method(merge=merge)
 '''

@@ -36,6 +36,7 @@ TEXTS = ("Return the sum of all items", "The class of an error that a closed fil
 TASKS: dict[str, dict[str, object]] = {
     "causal-lm": {"lora__rank": 4, "train__learning_rate": 0.02},
     "classification": {"model__task": "classification", "model__labels": ["short", "long"], "lora__rank": 4},
+    "folds": {"method__name": "flora", "lora__rank": 4, "train__learning_rate": 0.02},
     "odd scale": {"lora__rank": 3, "lora__targets": ["q_proj", "down_proj"], "lora__rslora": True},
 }
 
@@ -64,7 +65,11 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with Stage(folder, text, {}) as stage:
         stage.server = stage.serve("--resume", "--keep-open")
         yield Done(
-            stage, folder / "adapter", loads(text).model.task, stage.link(), 2e-5 if "lora__rslora" in settings else 0.0
+            stage,
+            folder / "adapter",
+            loads(text).model.task,
+            stage.link(),
+            2e-5 if {"lora__rslora", "method__name"} & settings.keys() else 0.0,
         )
         stage.server.signal(signal.SIGINT)
         stage.server.end(expected=130)

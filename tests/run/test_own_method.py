@@ -67,7 +67,10 @@ def test_a_plain_function_that_only_averages_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("return Merged(mean(parts, p_K), fold=total(parts, p_K))", ("merge = merge returns a fold", "without fold")),
+        (
+            "return Merged(mean(parts, p_K), fold=type(parts[0])(parts[0].B_MR[:3], parts[0].A_RN))",
+            ("7 x 11 become 3 x 11", "rank may change"),
+        ),
         (
             "return Merged(type(parts[0])(parts[0].B_MR[:3], parts[0].A_RN))",
             ("7 x 11 become 3 x 11", "rank may change"),
@@ -102,9 +105,16 @@ def test_mixed_ranks_need_a_method_that_takes_them(tmp_path: Path) -> None:
         method_of(run)
 
 
-def test_declared_folds_are_refused_for_what_is_declared(tmp_path: Path) -> None:
-    message = refused(tmp_path, "return Merged(mean(parts, p_K))", "merge_rule(mutates_base=True)(merge)")
-    assert "rounds that fold updates into the base weights (merge = merge)" in message
+def test_a_merge_that_folds_the_residual_of_averaging_is_followed(party: Callable[..., Party], tmp_path: Path) -> None:
+    """FedEx-LoRA in three lines, in a split run: what the server has is what the devices have."""
+    path = tmp_path / "own.py"
+    body = "average = mean(parts, p_K)\n        return Merged(average, fold=total(parts, p_K) - average)"
+    path.write_text(METHOD.format(body, "merge"), "utf-8")
+    clients = {"a": 'topology = "u"\ncut = [1, 3]', "b": 'topology = "local"'}
+    split = party(clients, method__name=f"{path}:mine")
+    whole = party(dict.fromkeys(clients, 'topology = "local"'), method__name=f"{path}:mine")
+    assert split.keeper.state.base_version == 2
+    assert split.digest == whole.digest
 
 
 def test_an_undeclared_merge_with_momentum_says_how_to_declare_it() -> None:
