@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fedsplit.config.run import RunFile
 from fedsplit.devices.units import size
 from fedsplit.errors import PlanError
 from fedsplit.plan.changes import for_all
@@ -21,6 +22,7 @@ from fedsplit.plan.covering import Picks, Row, Task, cost_of, exact, greedy, sho
 from fedsplit.plan.fitted import Fitter
 from fedsplit.plan.grid import Ints
 from fedsplit.plan.integer import solver_here
+from fedsplit.plan.model import ModelCard
 from fedsplit.plan.question import Question, alike
 from fedsplit.plan.types import ClientPlan
 from fedsplit.plan.ways import Menu, Way
@@ -47,21 +49,22 @@ class _Fleet:
 
 
 def covered(
-    asked: Asked, plans: Sequence[ClientPlan], beside: Sequence[ClientPlan], helps: Callable[[Asked], bool]
+    asked: Asked, plans: Sequence[ClientPlan], beside: Sequence[ClientPlan] | None, helps: Callable[[Asked], bool]
 ) -> tuple[Asked, tuple[str, ...]]:
     """(the questions with the ways that some clients shall take, what there is to say).
 
-    ``beside``: plans of clients that are there already and stay. ``helps``: whether other questions can be covered.
-    Raises PlanError where a layer is trained by too few and no more clients are expected.
+    ``beside``: plans of clients that are there already and stay, while these join; None: these are the whole fleet.
+    ``helps``: whether other questions can be covered. Raises PlanError where the fleet is complete, and a layer is
+    trained by too few.
     """
     first = next(iter(asked.values()))
-    least, expected = first.run.plan.coverage, first.run.rounds.clients - len(asked) - len(beside)
-    if not missing(asked, plans, beside):
+    least, expected = first.run.plan.coverage, first.run.rounds.clients - len(asked) - len(beside or ())
+    if not _lacking([*plans, *(beside or ())], first.card, first.run):
         return asked, ()
-    fleet = _fleet(asked, plans, beside)
+    fleet = _fleet(asked, plans, beside or ())
     picks, how = _chosen(fleet.task)
     left_L = short(fleet.task, picks)
-    if left_L.any() and expected <= 0 and not beside:
+    if left_L.any() and expected <= 0 and beside is None:
         raise PlanError(_unreachable(asked, fleet, left_L, how, helps))
     changed = _with_ways(asked, fleet, picks)
     moved = sum(changed[name] is not asked[name] for name in asked)
@@ -77,25 +80,16 @@ def covered(
     return changed, tuple(notes)
 
 
-def missing(asked: Asked, plans: Sequence[ClientPlan], beside: Sequence[ClientPlan] = ()) -> dict[int, int]:
-    """How many clients each layer lacks, where it does."""
-    first = next(iter(asked.values()))
-    counts = coverage([*plans, *beside], first.card, first.run.lora.targets)
-    least = first.run.plan.coverage
-    return {layer: least - count for layer, count in counts.items() if count < least}
-
-
-def refusal(plans: Sequence[ClientPlan], question: Question) -> str:
-    """Why a run with these plans cannot start; empty: it can."""
-    lacking = missing({"": question}, plans)
-    if not lacking:
-        return ""
+def uncovered(plans: Sequence[ClientPlan], card: ModelCard, run: RunFile) -> str:
+    """Which layers these plans train too seldom for ``plan.coverage``; empty: none."""
+    lacking = _lacking(plans, card, run)
     left_L = np.array(list(lacking.values()), dtype=np.int64)
-    return (
-        f"{_few(list(lacking), left_L, question.run.plan.coverage)}, with all {len(plans)} clients there. Lower "
-        f"plan.coverage, free memory on a device, or let larger devices join first: each takes the layers that are "
-        f"still missing"
-    )
+    return _few(list(lacking), left_L, run.plan.coverage) if lacking else ""
+
+
+def _lacking(plans: Sequence[ClientPlan], card: ModelCard, run: RunFile) -> dict[int, int]:
+    counts = coverage(plans, card, run.lora.targets)
+    return {layer: run.plan.coverage - count for layer, count in counts.items() if count < run.plan.coverage}
 
 
 def _fleet(asked: Asked, plans: Sequence[ClientPlan], beside: Sequence[ClientPlan]) -> _Fleet:

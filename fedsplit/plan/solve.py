@@ -54,14 +54,15 @@ def solve(
     allowed: Collection[Topology] | None = None,
     agreed: Mapping[str, Shown] | None = None,
     pieces: Mapping[str, int] | None = None,
-    beside: Sequence[ClientPlan] = (),
+    beside: Sequence[ClientPlan] | None = None,
 ) -> Plan:
     """Plan all ``devices`` (client name → profile) for one round.
 
     ``data``: counts of each client's tokens; absent: rows of ``model.max_length``. ``allowed``: topologies that the
     method or the device's owner admits; None: all. ``agreed``: the most that each owner agreed to show.
-    ``pieces``: micro-batches that a client keeps. ``beside``: plans of other clients, which count towards
-    ``plan.coverage``. Values that ``run.clients`` fixes for a name are kept.
+    ``pieces``: micro-batches that a client keeps. ``beside``: plans of clients that are there already, when others
+    join: they count towards ``plan.coverage``, and what is still missing is no error. Values that ``run.clients`` fixes
+    for a name are kept.
     Raises PlanError where nothing fits (constraint, nearest plan, smallest change), where all clients together train a
     layer too seldom (``plan.coverage``), or for an empty fleet;
     ConfigError for LoRA targets the model does not have.
@@ -71,7 +72,7 @@ def solve(
 
 
 def planned(
-    asked: Mapping[str, Question], *, round: int = 0, beside: Sequence[ClientPlan] = ()
+    asked: Mapping[str, Question], *, round: int = 0, beside: Sequence[ClientPlan] | None = None
 ) -> tuple[Plan, Mapping[str, Question]]:
     """(the plan that answers all questions, these with the shares and picks it rests on). Raises as ``solve``."""
     if not asked:
@@ -223,7 +224,7 @@ def _layers(question: Question, topology: Topology, cut: Cut, work: Work) -> tup
 
 
 def _covered(
-    asked: Mapping[str, Question], plans: Sequence[ClientPlan], beside: Sequence[ClientPlan]
+    asked: Mapping[str, Question], plans: Sequence[ClientPlan], beside: Sequence[ClientPlan] | None
 ) -> tuple[Mapping[str, Question], Sequence[ClientPlan], tuple[str, ...]]:
     """Where too few train a layer, some clients train others (``cover``). Raises PlanError where that does not do."""
     if not next(iter(asked.values())).run.plan.coverage:

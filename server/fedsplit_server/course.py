@@ -28,6 +28,7 @@ from fedsplit.wire.messages import Alive, Received, Refuse, Report, Update, Wait
 from fedsplit_server.desk import Desk, Opened, Out
 from fedsplit_server.letters import Letters
 from fedsplit_server.moving import OFFERS, Moving
+from fedsplit_server.muster import Muster, Uncovered
 from fedsplit_server.roster import Member, Roster
 from fedsplit_server.rounds import OpenMeasure, OpenRound
 from fedsplit_server.rules import Rules
@@ -61,6 +62,7 @@ class Course:
         moving: Moving,
         *,
         use: Callable[[GlobalState], None],
+        uncovered: Uncovered,
         tell: Emit,
         now: float,
         era: int = 0,
@@ -73,6 +75,7 @@ class Course:
         self._era, self._since, self._keep_open = era, now, keep_open
         self._round: OpenRound | None = None
         self._measure: OpenMeasure | None = None
+        self._muster = Muster(uncovered, tell)
         self._failures = 0
         self._gave_up = False
         self._use_global()
@@ -191,7 +194,9 @@ class Course:
 
         :raises Timeout: the clients that the run needs did not come within ``rounds.patience_s``, or too few were in
             time, several rounds in a row.
+        :raises PlanError: the run cannot begin (``Muster``).
         """
+        self._muster.check()
         match self.phase:
             case Phase.LOBBY if self._rules.over and now - self._since > FAREWELL_S:
                 return self._finish(self._rules.over, now)
@@ -216,9 +221,12 @@ class Course:
     def _advance(self, now: float) -> list[Out]:
         """What comes next, from the lobby and after every round and measurement."""
         if len(self._roster.ready()) < self._run.rounds.clients:
+            self._muster.incomplete(self._roster.plans())
             if self.phase is not Phase.LOBBY:
                 self.phase, self._since = Phase.LOBBY, now
             self._tell(WaitingEvent(on=self._absent(), what="clients to join"))
+            return []
+        if not self._rules.over and not self._muster.complete(self._roster.plans()):
             return []
         if due := self._rules.due:
             return self._open_measure(due, now)

@@ -11,7 +11,15 @@ import numpy as np
 
 from fedsplit.config.run import RunFile
 from fedsplit.devices.profile import DeviceProfile
-from fedsplit.errors import Closed, FedsplitError, LinkError, LocalProtocolError, RemoteProtocolError, Timeout
+from fedsplit.errors import (
+    Closed,
+    FedsplitError,
+    LinkError,
+    LocalProtocolError,
+    PlanError,
+    RemoteProtocolError,
+    Timeout,
+)
 from fedsplit.events import Emit, Event, Note, RoundClosed, RoundStarted, StepDone
 from fedsplit.plan.types import ClientPlan
 from fedsplit.split.base import Base
@@ -84,7 +92,7 @@ class Host:
             shared=run.server.adapters != "per-client",
         )
         letters = Letters(portions, head_modules, heads_return=run.model.head == "fedavg")
-        planning = Planning(run, parts.base, parts.server)
+        planning = Planning(run, parts.base, parts.server, self.roster.beside)
         admission = _admission(parts, self.roster, portions, parts.planner or planning)
         replanner = parts.replanner
         if replanner is None and parts.planner is None and replans(run):
@@ -98,6 +106,7 @@ class Host:
             letters,
             self._moving,
             use=inference.use,
+            uncovered=planning.uncovered,
             tell=self._tell,
             now=self._ticked,
             era=parts.era,
@@ -120,13 +129,13 @@ class Host:
     def loop(self) -> None:
         """Until every client has its result, or none is left to wait for.
 
-        :raises Timeout: as ``Course.tick``; whoever is connected was told.
+        :raises Timeout: as ``Course.tick``; whoever is connected was told. So with PlanError.
         """
         try:
             while not self.course.finished:
                 self.turn(TICK_S)
             self._keeper.moved(self._keeper.state.round, self._meter.take_rest())
-        except Timeout as error:
+        except (Timeout, PlanError) as error:
             # Only when the run is given up: after any other end the server may be started again, and is waited for.
             self._part(str(error))
             raise

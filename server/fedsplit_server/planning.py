@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +11,7 @@ import msgspec
 from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.plan.card import card
+from fedsplit.plan.cover import uncovered
 from fedsplit.plan.explain import FIXED
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.solve import solve
@@ -22,11 +23,15 @@ from fedsplit.wire.messages import DataSummary
 
 @dataclass(frozen=True)
 class Planning:
-    """Calls the planner for one client as it joins; ``card`` and ``fleet`` are for planning all together."""
+    """Calls the planner for one client as it joins; ``card`` and ``fleet`` are for planning all together.
+
+    ``beside``: the plans of all other clients that are here; what they train is counted (``plan.coverage``).
+    """
 
     run: RunFile
     base: Base
     server: DeviceProfile | None = None
+    beside: Callable[[str], Sequence[ClientPlan]] = lambda _: ()
 
     @cached_property
     def card(self) -> ModelCard:
@@ -43,10 +48,16 @@ class Planning:
     def __call__(self, name: str, profile: DeviceProfile, data: DataSummary, topology: str) -> ClientPlan:
         """:raises PlanError: nothing fits; says what binds and what would fit."""
         run = insist(self.run, name, topology)
-        plan = solve(self.card, {name: profile}, run, server=self.server, data={name: data}).clients[0]
+        plan = solve(
+            self.card, {name: profile}, run, server=self.server, data={name: data}, beside=self.beside(name)
+        ).clients[0]
         theirs = run.clients != insist(self.run, name, "").clients
         insisted = theirs and plan.binding == FIXED
         return msgspec.structs.replace(plan, binding="the topology that this device asked for") if insisted else plan
+
+    def uncovered(self, plans: Sequence[ClientPlan]) -> str:
+        """Which layers these clients train too seldom for ``plan.coverage``; empty: none."""
+        return uncovered(plans, self.card, self.run) if self.run.plan.coverage else ""
 
 
 def insist(run: RunFile, name: str, topology: str) -> RunFile:

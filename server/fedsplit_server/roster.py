@@ -89,5 +89,13 @@ class Roster:
         """Members that take part in rounds, in name order."""
         return [member for _, member in sorted(self._by_name.items()) if member.ready and member.here]
 
+    def plans(self) -> list[ClientPlan]:
+        """Of those who take part in rounds."""
+        return [member.plan for member in self.ready()]
+
+    def beside(self, name: str) -> list[ClientPlan]:
+        """The plans of all others that are here."""
+        return [member.plan for member in self if member.here and member.name != name]
+
     def __iter__(self) -> Iterator[Member]:
         return iter(sorted(self._by_name.values(), key=lambda member: member.name))

@@ -13,6 +13,7 @@ from families import config_of
 from test_fitted import by_trying
 from test_grid import device
 
+from fedsplit.config.load import loads
 from fedsplit.config.run import (
     LoraSection,
     ModelSection,
@@ -23,17 +24,17 @@ from fedsplit.config.run import (
     TrainSection,
 )
 from fedsplit.devices.profile import DeviceProfile
-from fedsplit.errors import PlanError
+from fedsplit.errors import ConfigError, PlanError
 from fedsplit.plan import cover
 from fedsplit.plan.card import card
-from fedsplit.plan.cover import refusal, worth
+from fedsplit.plan.cover import uncovered, worth
 from fedsplit.plan.coverage import coverage
 from fedsplit.plan.fitted import Fitter
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.question import priced, questions, step_of
 from fedsplit.plan.selection import value_of
 from fedsplit.plan.solve import planned, solve
-from fedsplit.plan.types import Cut, Plan, Topology
+from fedsplit.plan.types import ClientPlan, Cut, Plan, Topology
 from fedsplit.plan.ways import Menu, mask_of
 
 MODEL = card(config_of("llama", num_hidden_layers=4), "causal-lm")
@@ -185,10 +186,18 @@ def test_as_long_as_clients_are_expected_it_is_said_only() -> None:
 def test_who_joins_takes_what_is_missing() -> None:
     devices = fleet(*map(between, (0.6, 0.7, 0.6, 0.7)))
     run = run_file(1, clients=4)
-    there = []
+    there: list[ClientPlan] = []
     for name, profile in devices.items():
         there.append(solve(MODEL, {name: profile}, run, beside=there).clients[0])
     assert min(coverage(there, MODEL, LORA.targets).values()) >= 1
-    question = next(iter(questions(MODEL, devices, run).values()))
-    assert refusal(there, question) == ""
-    assert "layer 0 by 0" in refusal(solve(MODEL, devices, run_file(0)).clients, question)
+    assert uncovered(there, MODEL, run) == ""
+    assert "layer 0 by 0" in uncovered(solve(MODEL, devices, run_file(0)).clients, MODEL, run)
+
+
+def test_more_than_there_are_clients_is_refused_with_the_run_file() -> None:
+    text = '[model]\npath = "x"\n[rounds]\nclients = 2\n[plan]\nlayers = "fit"\ncoverage = '
+    with pytest.raises(ConfigError, match=r"plan.coverage.*found 3, expected at most rounds.clients = 2"):
+        loads(text + "3")
+    with pytest.raises(ConfigError, match=r"plan.coverage.*found -1, expected at least 0"):
+        loads(text + "-1")
+    assert loads(text + "2").plan.coverage == 2
