@@ -32,6 +32,15 @@ def own_profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Servers that tests start keep their graphs apart from this machine's own; tests share them, tracing is slow."""
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSPLIT_GRAPHS", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "graphs"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real models and data sets; tests that need it are skipped where it is absent."""

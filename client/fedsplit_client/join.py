@@ -42,6 +42,7 @@ from fedsplit_client.learn import learn
 from fedsplit_client.line import ServerLine
 from fedsplit_client.orderly import OrderlyEnd
 from fedsplit_client.place import Load, Place
+from fedsplit_client.room import refuse_too_large
 from fedsplit_client.session import Offer, Session
 from fedsplit_client.worker import Result, Worker
 
@@ -115,6 +116,8 @@ def join(
             if not agree(ahead.offer, str(data)):
                 raise Refused("you did not agree; nothing of your data was sent")
             dealer.patience_s = offer.run.rounds.patience_s
+            if device == "cpu":
+                refuse_too_large(offer.plan)
             opened = ahead.opened or _downloaded(computes, link, keys, offer, kept.path, name, emit)
             planned = as_planned(offer)
             feed = ahead.feed or Feed.open(data, planned, opened.reading(planned), name)
