@@ -82,7 +82,7 @@ def test_what_a_device_runs_asks_for_nothing_that_was_left_out(tmp_path: Path) -
     left_out = needed(EDGE) - needed(EDGE, LEFT_OUT)
     names = {"pyyaml": "yaml", **{name: name.replace("-", "_") for name in left_out if name != "pyyaml"}}
     blocked = ["torch", "transformers", "peft", *names.values()]
-    modules = ["fedsplit.edge.part", "fedsplit.data.batches", "fedsplit.cli.join", "fedsplit.cli.profile"]
+    modules = ["fedsplit_client.join", "fedsplit_client.edge", "fedsplit.cli.join", "fedsplit.cli.profile"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / one) for one in (".", "server", "client"))}
     command = [sys.executable, "-c", CODE, ",".join(blocked), ",".join(modules), str(rows)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
