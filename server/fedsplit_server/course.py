@@ -28,7 +28,7 @@ from fedsplit.wire.messages import Alive, Received, Refuse, Report, Update, Wait
 from fedsplit_server.desk import Desk, Opened, Out
 from fedsplit_server.letters import Letters
 from fedsplit_server.moving import OFFERS, Moving
-from fedsplit_server.muster import Muster, Uncovered
+from fedsplit_server.muster import Muster
 from fedsplit_server.roster import Member, Roster
 from fedsplit_server.rounds import OpenMeasure, OpenRound
 from fedsplit_server.rules import Rules
@@ -62,7 +62,7 @@ class Course:
         moving: Moving,
         *,
         use: Callable[[GlobalState], None],
-        uncovered: Uncovered,
+        muster: Muster,
         tell: Emit,
         now: float,
         era: int = 0,
@@ -75,8 +75,7 @@ class Course:
         self._era, self._since, self._keep_open = era, now, keep_open
         self._round: OpenRound | None = None
         self._measure: OpenMeasure | None = None
-        self._muster = Muster(uncovered, tell)
-        self._failures = 0
+        self._failures, self._muster = 0, muster
         self._gave_up = False
         self._use_global()
 
@@ -194,9 +193,7 @@ class Course:
 
         :raises Timeout: the clients that the run needs did not come within ``rounds.patience_s``, or too few were in
             time, several rounds in a row.
-        :raises PlanError: the run cannot begin (``Muster``).
         """
-        self._muster.check()
         match self.phase:
             case Phase.LOBBY if self._rules.over and now - self._since > FAREWELL_S:
                 return self._finish(self._rules.over, now)

@@ -41,6 +41,7 @@ from fedsplit_server.keeper import Keeper
 from fedsplit_server.letters import Letters
 from fedsplit_server.meter import Meter
 from fedsplit_server.moving import Moving, replans
+from fedsplit_server.muster import Muster
 from fedsplit_server.planning import Planning
 from fedsplit_server.portions import Portions
 from fedsplit_server.probes import Probes
@@ -98,6 +99,7 @@ class Host:
         if replanner is None and parts.planner is None and replans(run):
             replanner = Replanning(planning, lambda plan: portions.ranked(plan, keeper.state))
         self._moving = Moving(replanner, admission.welcome, keeper.planned, self._tell)
+        self._muster = Muster(planning.uncovered, self._tell)
         self.course = Course(
             run,
             keeper,
@@ -106,7 +108,7 @@ class Host:
             letters,
             self._moving,
             use=inference.use,
-            uncovered=planning.uncovered,
+            muster=self._muster,
             tell=self._tell,
             now=self._ticked,
             era=parts.era,
@@ -129,7 +131,8 @@ class Host:
     def loop(self) -> None:
         """Until every client has its result, or none is left to wait for.
 
-        :raises Timeout: as ``Course.tick``; whoever is connected was told. So with PlanError.
+        :raises Timeout: as ``Course.tick``; whoever is connected was told.
+        :raises PlanError: all are here, and train a layer too seldom; they were told, too.
         """
         try:
             while not self.course.finished:
@@ -149,6 +152,7 @@ class Host:
         if now - self._ticked >= TICK_S:
             self._ticked = now
             self._deliver(self._coordinator.tick(now), now)
+            self._muster.check()
         self._moving.busy_s += self._clock() - now
 
     def _part(self, reason: str) -> None:
