@@ -31,7 +31,7 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One machine. ``flops`` maps a dtype name (``float32``, ``bfloat16``) to measured FLOP/s of a decoder layer.
 
     ``free_memory_bytes``: after the operating system, before fedsplit starts. ``reserve_bytes``: of that, to be left
-    alone. ``runtime_bytes``: what a fedsplit process takes before any weight (about 400 MB with torch, 60 MB with the
+    alone. ``runtime_bytes``: what a fedsplit process takes before any weight (about 400 MB with torch, 80 MB with the
     edge runtime; 0 where the memory is the accelerator's). ``layer_overhead_s``: seconds of one pass through one layer
     that do not depend on its size. ``power_w``: watts while computing.
 

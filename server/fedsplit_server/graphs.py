@@ -22,7 +22,7 @@ import platformdirs
 
 from fedsplit import __version__
 from fedsplit.config.run import RunFile
-from fedsplit.errors import FedsplitError, MissingExtra
+from fedsplit.errors import FedsplitError, MissingExtra, PlanError
 from fedsplit.events import Emit, Note, silent
 from fedsplit.plan.options import describe
 from fedsplit.plan.types import ClientPlan
@@ -79,9 +79,13 @@ class Graphs:
     def of(self, plan: ClientPlan) -> tuple[Asset, ...]:
         """All files that this client needs: config, tokenizer, graphs and their weights.
 
+        :raises PlanError: the run asks for what graphs cannot do.
         :raises Preparing: an export runs. :raises MissingExtra: the programs that export are not installed.
         :raises FedsplitError: the export failed, or the disk refuses it.
         """
+        if self._run.lora.dropout:
+            fix = "set lora.dropout = 0, or let this device join with torch"
+            raise PlanError(f"lora.dropout = {self._run.lora.dropout:g}, and graphs draw no masks: {fix}")
         key = self._key(plan)
         if key in self._ready and (self._place(key) / LISTING).exists():
             return (*self._files.small(), *self._ready[key])

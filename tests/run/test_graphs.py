@@ -16,7 +16,7 @@ import pytest
 from fedsplit.config.load import dumps, loads
 from fedsplit.config.run import RunFile
 from fedsplit.edge.manifest import load
-from fedsplit.errors import DataError, FedsplitError, MissingExtra, Refused
+from fedsplit.errors import DataError, FedsplitError, MissingExtra, PlanError, Refused
 from fedsplit.events import Event, Note, silent
 from fedsplit.plan.types import ClientPlan, Cut, LayerPlan, Topology
 from fedsplit.state.rundir import RunDir
@@ -185,6 +185,13 @@ def test_the_real_program_traces_once_for_all_cuts(bench: Bench) -> None:
     assert {path.name for path in (cache / "traces").iterdir()} == kept != set()
     assert load(cache / first["manifest.json"].name.split("-")[1].split("/")[0]).layers == (0,)
     assert load(cache / second["manifest.json"].name.split("-")[1].split("/")[0]).layers == (0, 1)
+
+
+def test_dropout_is_refused_before_anything_is_exported(bench: Bench) -> None:
+    bench.run = msgspec.structs.replace(bench.run, lora=msgspec.structs.replace(bench.run.lora, dropout=0.1))
+    with bench.graphs() as graphs, pytest.raises(PlanError, match=r"lora\.dropout = 0\.1"):
+        graphs.of(plan())
+    assert not bench.exports
 
 
 # ---- over sockets ----------------------------------------------------------------------------------------------------
