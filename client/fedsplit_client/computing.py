@@ -12,8 +12,13 @@ OWNERS = "OMP_NUM_THREADS"
 """Where this is set, the owner has decided."""
 
 
-def threads_of(run: RunFile, client: str, measured: DeviceProfile | None) -> int:
-    """Those of the run file's section, else the fastest ones of this machine's own profile; 0: the backend's."""
+def threads_of(run: RunFile, client: str, measured: DeviceProfile | None, most: int = 0) -> int:
+    """Those of the run file's section, else the fastest ones of this machine's own profile; 0: the backend's.
+
+    ``most``: what the owner's limits allow; 0: as many as there are.
+    """
+    if most:
+        return min(most, threads_of(run, client, measured) or int(os.environ.get(OWNERS, "0") or 0) or most)
     if os.environ.get(OWNERS):
         return 0
     section = next((one for one in run.clients if one.name == client), None)

@@ -65,6 +65,8 @@ class Dealer:
             raise LocalProtocolError("an encrypted server needs the device's own key pair")
         self.reconnected = False
         self.up_bytes = 0
+        self.sent_bytes = 0
+        """As ``up_bytes``, which its owner may set back."""
         self.down_bytes = 0
         self.patience_s = patience_s
         """May be changed once the run file is known."""
@@ -113,6 +115,7 @@ class Dealer:
             raise Timeout(f"the server at {self._link.endpoint} does not take what was sent before") from None
         nbytes = size_of(frames)
         self.up_bytes += nbytes
+        self.sent_bytes += nbytes
         return nbytes
 
     def receive(self, timeout_s: float) -> Packet | None:

@@ -16,17 +16,20 @@ from safetensors.numpy import save_file
 
 from fedsplit.config.run import RunFile
 from fedsplit.devices.find import own_path
+from fedsplit.devices.limits import Limits
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import DataError, FedsplitError, Refused
 from fedsplit.events import Emit, Note, silent
 from fedsplit.exchange.feed import Feed
 from fedsplit.exchange.part import Part
 from fedsplit.lora.adapter import flatten
+from fedsplit.plan.consent import objection
+from fedsplit.plan.traffic import round_up_bytes
 from fedsplit.plan.types import ClientPlan
 from fedsplit.probe.measure import this_device
 from fedsplit.state.durable import make_private
 from fedsplit.state.lock import FolderLock
-from fedsplit.state.personal import Personal
+from fedsplit.state.personal import ClientRun, Personal
 from fedsplit.wire.ends import ClientEnd
 from fedsplit.wire.keyfile import KeyPair
 from fedsplit.wire.link import JoinLink
@@ -41,9 +44,13 @@ from fedsplit_client.keys import load_keys
 from fedsplit_client.learn import learn
 from fedsplit_client.line import ServerLine
 from fedsplit_client.orderly import OrderlyEnd
+from fedsplit_client.owner import Left, Owner, Paused
+from fedsplit_client.pauses import with_pauses
 from fedsplit_client.place import Load, Place
 from fedsplit_client.room import refuse_too_large
+from fedsplit_client.sensors import Sensors, of_this_machine
 from fedsplit_client.session import Offer, Session
+from fedsplit_client.uploads import Uploads
 from fedsplit_client.worker import Result, Worker
 
 Agree = Callable[[Offer, str], bool]
@@ -80,6 +87,8 @@ def join(
     emit: Emit = silent,
     learning: bool = False,
     measure_link: bool = True,
+    limits: Limits | None = None,
+    sensors: Sensors | None = None,
 ) -> Joined:
     """Take part in a run with the rows of ``data``, which stay here.
 
@@ -88,34 +97,103 @@ def join(
     ``backend``: what computes, ``torch`` or ``edge``; by default torch where it is installed.
     ``measure_link``: measure the way to the server first, a second or two, unless ``profile`` has it; this machine's
     own profile keeps it.
+    ``limits``: what the owner allows, instead of what the profile says. When they forbid to go on, the connection ends,
+    the server hears for how long, and the device comes back by itself. ``sensors``: others than this machine's.
     ``learning``: correct the kept one by what this run showed (not a ``profile`` that was given, and on the CPU only).
 
     :raises ConfigError: the link, the name, the topology, the backend or the device; before anything is dialled.
     :raises MissingExtra: what the backend needs is not installed.
     :raises LinkError: no server there, or it went away for longer than the run's patience.
     :raises Refused: the server, or the owner, said no. :raises DataError: the data is wrong.
+    :raises OutOfMemory: the plan takes more than the owner allows. :raises Left: the owner said `fedsplit leave`.
     """
     link, name = _checked(link, data, name or host_name(), topology)
     computes = choose(backend, device)
     personal = Personal(state)
     keys = load_keys(personal.keys)
     own, profile = (None, profile) if profile else (own_path(), this_device(emit=emit))
-    with ExitStack() as stack:
+    profile = replace(profile, limits=limits) if limits is not None else profile
+    with ExitStack() as held:
         # Before the hello: a second process under this name would take the first one's place at the server.
-        stack.enter_context(_alone(personal, link, name))
+        folder = held.enter_context(_alone(personal, link, name)).path.parent
+        sensors = sensors or of_this_machine()
+        owner = Owner(profile.limits, sensors, Uploads(folder, lambda: sensors.now().date()), emit, name)
+        held.callback(owner.close)
+        stay = Stay(link, name, keys, personal, owner, held, profile, own)
+
+        def once() -> Joined:
+            return _once(stay, computes, data, topology, model, device, agree, emit, learning, measure_link)
+
+        return with_pauses(owner, once, lambda: _goodbye(stay, emit), emit, name, lambda: stay.patience_s)
+
+
+@dataclass
+class Stay:
+    """What outlives a pause. ``held``: what is let go of at the very end; ``own``: this machine's profile's file;
+    ``offer``: what the owner agreed to last; ``kept``: the run's state here, once the run is known."""
+
+    link: JoinLink
+    name: str
+    keys: KeyPair
+    personal: Personal
+    owner: Owner
+    held: ExitStack
+    profile: DeviceProfile
+    own: Path | None
+    offer: Offer | None = None
+    kept: ClientRun | None = None
+    patience_s: float = 0.0
+
+    def folder_of(self, offer: Offer) -> ClientRun:
+        """The run's state, locked until the very end: during a pause too nobody else may take part as this client."""
+        if self.kept is None:
+            server = self.link.server_key.hex() or self.link.endpoint
+            self.kept = self.personal.run(offer.run.run.name, server=server, client=self.name)
+            self.held.enter_context(self.kept.lock())
+            self.owner.in_run(self.kept.path)
+        elif self.kept.info.run != offer.run.run.name:
+            raise Refused(f"{self.link.endpoint} now serves another run, {offer.run.run.name}; join again")
+        return self.kept
+
+    def agreed(self, offer: Offer) -> bool:
+        """Whether the owner has agreed to this already, or to more, before a pause."""
+        before = self.offer
+        return before is not None and before.base == offer.base and not objection(before.plan, before.plan, offer.plan)
+
+
+def _once(
+    stay: Stay,
+    computes: Backend,
+    data: str | Path,
+    topology: str,
+    model: str,
+    device: str,
+    agree: Agree,
+    emit: Emit,
+    learning: bool,
+    measure_link: bool,
+) -> Joined:
+    """From the hello to the end of the run, or to the next pause. Raises as ``join``, and Paused."""
+    link, name, keys, own, owner, again = stay.link, stay.name, stay.keys, stay.own, stay.owner, stay.offer is not None
+    with ExitStack() as stack:
         dealer = stack.enter_context(Dealer(link, keys))
+        owner.dialled(lambda: dealer.sent_bytes)
         end = OrderlyEnd(dealer, name, emit)
-        profile = with_link(end, link, profile, name, emit, keep=own) if measure_link else profile
+        if measure_link and not again:
+            stay.profile = with_link(end, link, stay.profile, name, emit, keep=own)
+        profile = stay.profile
         session = Session(end, link, name, profile, topology, emit, backend=computes.name)
         offer = session.hello()
-        kept = personal.run(offer.run.run.name, server=link.server_key.hex() or link.endpoint, client=name)
-        stack.enter_context(kept.lock())
-        stack.enter_context(computes.computing(threads_of(offer.run, name, profile if own else None)))
+        kept = stay.folder_of(offer)
+        most = owner.limits.threads
+        stack.enter_context(computes.computing(threads_of(offer.run, name, profile if own else None, most)))
         with farewell(end, name):
             ahead = look_ahead(computes, offer, as_planned(offer), data, model, kept.path, name)
-            if not agree(ahead.offer, str(data)):
+            owner.check(offer.plan, round_up_bytes(offer.plan, offer.run))
+            if not stay.agreed(offer) and not agree(ahead.offer, str(data)):
                 raise Refused("you did not agree; nothing of your data was sent")
-            dealer.patience_s = offer.run.rounds.patience_s
+            stay.offer = offer
+            dealer.patience_s = stay.patience_s = offer.run.rounds.patience_s
             if device == "cpu":
                 refuse_too_large(offer.plan)
             opened = ahead.opened or _downloaded(computes, link, keys, offer, kept.path, name, emit)
@@ -124,8 +202,10 @@ def join(
             summary = _examined(feed, data, name, emit)
             load = _loader(computes, offer.plan, ahead.opened, link, keys, kept.path, name, emit)
             place = Place(session, offer, summary, opened.part(offer), load, emit)
-            line = ServerLine(end, server=link.endpoint, patience_s=offer.run.rounds.patience_s, emit=emit, client=name)
-            worker = Worker(name, offer.run, place, feed, line, emit, kept)
+            line = ServerLine(
+                end, server=link.endpoint, patience_s=stay.patience_s, emit=emit, client=name, watch=owner.waiting
+            )
+            worker = Worker(name, offer.run, place, feed, line, emit, kept, owner)
             session.accept(offer, summary)
             result = worker.work()
         kept.save(result.round, flatten(result.adapter, result.head), {"base": offer.base, "reason": result.reason})
@@ -193,9 +273,26 @@ def farewell(end: ClientEnd, name: str) -> Iterator[None]:
         yield
     except Exception as error:
         with suppress(FedsplitError):
-            # Not its text: that may quote a row.
-            end.send(Bye(client=name, reason=type(error).__name__))
+            # Not its text: that may quote a row, or say when nobody is at home.
+            end.send(_last_word(error, name))
         raise
+
+
+def _last_word(error: Exception, name: str) -> Bye:
+    match error:
+        case Paused():
+            return Bye(client=name, reason="away", back_s=error.pause.back_s)
+        case Left():
+            return Bye(client=name, reason="left")
+    return Bye(client=name, reason=type(error).__name__)
+
+
+def _goodbye(stay: Stay, emit: Emit) -> None:
+    """Said by one that is away and does not come back: the server need not wait."""
+    with suppress(FedsplitError), Dealer(stay.link, stay.keys) as dealer:
+        end = OrderlyEnd(dealer, stay.name, emit)
+        Session(end, stay.link, stay.name, stay.profile, "", emit).hello()
+        end.send(Bye(client=stay.name, reason="left"))
 
 
 def _alone(personal: Personal, link: JoinLink, name: str) -> FolderLock:

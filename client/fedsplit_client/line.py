@@ -57,7 +57,7 @@ class Interrupt(FedsplitError):
 
 
 class ServerLine:
-    """Implements ``fedsplit.exchange.step.Line`` over a ``ClientEnd``."""
+    """Implements ``fedsplit.exchange.step.Line`` over a ``ClientEnd``. ``watch``: called while it waits, may raise."""
 
     def __init__(
         self,
@@ -69,10 +69,11 @@ class ServerLine:
         client: str = "",
         clock: Callable[[], float] = time.monotonic,
         retry_s: float = RETRY_S,
+        watch: Callable[[], None] = lambda: None,
     ) -> None:
         self.end = end
         self._server, self._patience_s, self._emit, self._clock = server, patience_s, emit, clock
-        self._client, self._retry_s = client, retry_s
+        self._client, self._retry_s, self._watch = client, retry_s, watch
         self._open: dict[int, tuple[Message, Tensors]] = {}
         self._damaged = 0
         self.waited_s = 0.0
@@ -115,6 +116,7 @@ class ServerLine:
     def _wait(self, patience_s: float) -> Packet:
         begun = heard = nudged = self._clock()
         while True:
+            self._watch()
             packet = self.end.receive(min(self._every_s, 1.0))
             now = self._clock()
             if self.end.reconnected:

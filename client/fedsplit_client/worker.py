@@ -25,6 +25,7 @@ from fedsplit.wire.messages import Bye, Evaluate, Finish, Report, Start, Update,
 from fedsplit_client.cost import Taken, cost_of
 from fedsplit_client.folds import Folds
 from fedsplit_client.line import Interrupt, Restart, ServerLine
+from fedsplit_client.owner import Owner
 from fedsplit_client.place import Place
 
 RESTARTS = 20
@@ -50,7 +51,8 @@ class Result:
 class Worker:
     """One client in one run. ``place``: its plan and its segments, which may become others between two rounds.
 
-    ``kept`` is where the numbers of a run outlive this process, and a head that each client keeps to itself.
+    ``kept`` is where the numbers of a run outlive this process, and a head that each client keeps to itself. ``owner``
+    is asked before a round, a measurement and a step whether it may go on.
     """
 
     def __init__(
@@ -62,9 +64,10 @@ class Worker:
         line: ServerLine,
         emit: Emit,
         kept: ClientRun | None = None,
+        owner: Owner | None = None,
     ) -> None:
         self._name, self._run, self._place, self._feed = name, run, place, feed
-        self._line, self._emit, self._kept = line, emit, kept
+        self._line, self._emit, self._kept, self._owner = line, emit, kept, owner
         self._measured: dict[int, dict[str, float]] = {}
         self._own_head = run.model.head == "local"
         self._heads: dict[int, Head] = {}
@@ -126,10 +129,15 @@ class Worker:
         return None
 
     def _round(self, start: Start, packet: Packet) -> None:
+        before = self._line.end.up_bytes
+        if self._owner is not None:
+            self._owner.before_round()
         self._load(start, packet, start.trains)
         self._emit(RoundStarted(client=self._name, round=start.round, rounds=self._run.train.rounds))
         examples, steps = 0, []
         for step, batches in enumerate(self._feed.train(start.first_step, start.steps)):
+            if self._owner is not None and step:
+                self._owner.between_steps()
             counted, taken = self._step(start, step, batches)
             examples += counted
             steps.append(taken)
@@ -149,6 +157,8 @@ class Worker:
             self._heads[start.round + 1], head = head, {}
             self._save(start.round + 1)
         self._line.tell(update, wired(adapter, head, start.trains))
+        if self._owner is not None:
+            self._owner.after_round(self._line.end.up_bytes - before)
         self._restarts = 0
 
     def _step(self, start: Start, step: int, batches: Sequence[Batch]) -> tuple[int, Taken]:
@@ -200,6 +210,8 @@ class Worker:
         if before is not None and (before.round, before.phase) == (asked.round, asked.phase):
             self._line.tell(before)  # the server has not heard it
             return
+        if self._owner is not None:
+            self._owner.between_steps()
         self._load(asked, packet)
         start = Start(round=asked.round, era=0, steps=0, first_step=0, base_version=0, adapter_version=0)
         far = through(self._line, self._part, self._at(start, 0))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedsplit.cli import owner
 from fedsplit.cli.display import AccuracyRow, accuracy_table, ask, show_plan
 from fedsplit.cli.interrupts import if_interrupted
 from fedsplit.cli.output import view
-from fedsplit.devices.find import find
-from fedsplit.devices.load import foreign
+from fedsplit.devices.find import find, own_path
+from fedsplit.devices.limits import Limits
+from fedsplit.devices.load import foreign, load
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, Problem
 from fedsplit.events import Emit, Event, Finished, Measured, Note, RoundStarted, silent
@@ -44,22 +47,31 @@ def join(
         bool, typer.Option(help="Measure the way to the server first, unless --profile says it.")
     ] = True,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an event instead of the view.")] = False,
+    max_memory: owner.Memory = "",
+    threads: owner.Threads = "",
+    upload_per_day: owner.Upload = "",
+    between: owner.Between = "",
+    only_on_mains: owner.Mains = None,
+    pause_when_busy: owner.Busy = None,
+    max_temp: owner.Temperature = "",
 ) -> None:
     """Take part in a run. Shows what is trained, what the operator can learn and what it costs, then asks."""
     from fedsplit_client import join as client
 
-    if out is not None:
-        _check_out(out)
+    _check_out(out)
+    asked = owner.asked(max_memory, threads, upload_per_day, between, only_on_mains, pause_when_busy, max_temp)
     with ExitStack() as stack:
         stage = Stage(stack, yes=yes, json=json)
         stack.enter_context(if_interrupted(lambda: stage.kept))
+        stack.enter_context(_leaving(json))
+        given = _given(profile, silent if json else stage.emit) if profile else None
         joined = client.join(
             link,
             data,
             name=name,
             topology=topology,
             model=model,
-            profile=_given(profile, silent if json else stage.emit) if profile else None,
+            profile=given,
             device=device,
             backend=backend,
             state=state,
@@ -67,6 +79,7 @@ def join(
             emit=stage.emit,
             learning=learning,
             measure_link=measure_link,
+            limits=_limits(given, asked),
         )
         stage.emit(_finished(joined))
     if out is not None:
@@ -82,6 +95,27 @@ def _given(name: str, emit: Emit) -> DeviceProfile:
     if warning := foreign(found):
         emit(Note(text=warning, warning=True))
     return found
+
+
+@contextmanager
+def _leaving(json: bool) -> Iterator[None]:
+    """Whoever said `fedsplit leave` sees that it was done, and a service sees no failure."""
+    from fedsplit_client.owner import Left
+
+    try:
+        yield
+    except Left as left:
+        typer.echo(str(left), err=json)
+        raise typer.Exit(0) from None
+
+
+def _limits(given: DeviceProfile | None, asked: dict[str, Any]) -> Limits | None:
+    """Those of the profile with what was asked for this run; None where the profile says all there is to say."""
+    if not asked:
+        return None
+    path = own_path()
+    before = given or (load(path) if path.is_file() else None)
+    return owner.changed(before.limits if before is not None else None, asked) or Limits()
 
 
 class Stage:
@@ -109,9 +143,9 @@ class Stage:
         return True
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path | None) -> None:
     """Now: after hours of training is too late to hear that there is no such folder."""
-    if out.is_dir() or not out.parent.is_dir():
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
         found = f"{out}, a folder" if out.is_dir() else f"{out}, in a folder that is not there"
         raise ConfigError([Problem("--out", found, "a file in a folder that exists")])
 

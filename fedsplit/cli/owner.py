@@ -40,14 +40,16 @@ FLAGS = {
 def asked(
     max_memory: str, threads: str, upload: str, between: str, mains: bool | None, busy: bool | None, temperature: str
 ) -> dict[str, Any]:
-    """The flags that were given, as a table of limits with texts; ``none`` is no limit."""
+    """The flags that were given, as a table of limits with texts; ``none`` is no limit. Raises ConfigError."""
     texts = (max_memory, threads, upload, between, temperature)
     found: dict[str, Any] = {key: text for key, text in zip(FLAGS, texts, strict=True) if text}
     for key, text in found.items():
         if text.lower() == "none":
             found[key] = "" if key == "between" else 0
     flags = {"only_on_mains": mains, "pause_when_busy": busy}
-    return found | {key: value for key, value in flags.items() if value is not None}
+    found |= {key: value for key, value in flags.items() if value is not None}
+    changed(None, found)
+    return found
 
 
 def changed(before: Limits | None, given: dict[str, Any]) -> Limits | None:

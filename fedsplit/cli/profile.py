@@ -51,7 +51,6 @@ def profile(
         return
     path = out or own_path(device)
     asked = owner.asked(max_memory, threads, upload_per_day, between, only_on_mains, pause_when_busy, max_temp)
-    owner.changed(None, asked)  # what is wrong with a flag is said before half a minute of measuring
     with Display(mode="silent" if as_json else "auto", title="profile") as emit:
         found = _measured(name, seconds, device, link, path, emit)
     found = msgspec.structs.replace(found, limits=owner.changed(found.limits, asked))

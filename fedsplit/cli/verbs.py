@@ -11,6 +11,7 @@ VERBS = (
     Verb("new", "fedsplit.cli.new:new", "Write a commented run file, after three questions or from flags.", RUN),
     Verb("serve", "fedsplit.cli.serve:serve", "Host a run; prints the line that a device must type.", RUN),
     Verb("join", "fedsplit.cli.join:join", "Take part in a run with data that stays here.", RUN),
+    Verb("leave", "fedsplit.cli.leave:leave", "End this device's part in a run; the server hears it.", RUN),
     Verb(
         "simulate",
         "fedsplit.cli.simulate:simulate",

@@ -88,6 +88,15 @@ def run_traffic(plan: ClientPlan, run: RunFile, known: Known) -> RunTraffic:
     )
 
 
+def round_up_bytes(plan: ClientPlan, run: RunFile) -> int:
+    """Bytes that one round of ``plan`` sends up, rows as long as the plan assumed; 0 for a plan without an estimate."""
+    cost = plan.estimate
+    if cost is None:
+        return 0
+    steps = run.train.steps * _step(plan, cost, 1.0).up_bytes if plan.topology is not Topology.LOCAL else 0
+    return steps + cost.factors_up_bytes + LETTER_BYTES
+
+
 def _measurements(run: RunFile, rounds: range) -> int:
     """One before the first round, then every ``evaluate.every`` rounds and after the last."""
     if not run.evaluate.clients:

@@ -58,6 +58,21 @@ class FolderLock:
             self._stream = None
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the folder's lock now."""
+    try:
+        stream = (folder / "lock").open("r+b", buffering=0)
+    except OSError:
+        return False
+    with stream:
+        try:
+            _lock(stream)
+        except OSError:
+            return True
+        _unlock(stream)
+        return False
+
+
 def _owner(stream: BinaryIO) -> str:
     try:
         return stream.read(64).decode(errors="replace").strip() or "another process"

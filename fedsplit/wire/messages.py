@@ -64,7 +64,9 @@ class Probe(Message, tag="probe", frozen=True, kw_only=True):
 
 
 class Probed(Message, tag="probed", frozen=True, kw_only=True):
-    """S→C. Tensor ``data`` (u8): as many bytes of noise as were asked for. ``busy``: it computes for others. ``software``: its version."""
+    """S→C. Tensor ``data`` (u8): as many bytes of noise as were asked for. ``busy``: it computes for others.
+
+    ``software``: the server's version."""
 
     number: Count
     busy: bool = False
@@ -158,9 +160,10 @@ class Waiting(Message, tag="waiting", frozen=True, kw_only=True):
 
 
 class Bye(Message, tag="bye", frozen=True, kw_only=True):
-    """Both ways. A clean end."""
+    """Both ways. A clean end. ``back_s``, C→S: it goes for about as long and comes back; 0: for good."""
 
     reason: str = ""
+    back_s: Annotated[float, Meta(ge=0)] = 0.0
 
 
 # ---- rounds --------------------------------------------------------------------------------------------------------

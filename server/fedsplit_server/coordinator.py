@@ -7,6 +7,7 @@ legal moves, its ledger what was answered before: nothing that changes a number 
 from __future__ import annotations
 
 from fedsplit.config.run import RunFile
+from fedsplit.devices.units import duration
 from fedsplit.errors import RemoteProtocolError
 from fedsplit.events import Emit, Joined, Left, StepDone
 from fedsplit.plan.given import steps_of
@@ -29,6 +30,7 @@ from fedsplit.wire.messages import (
     Welcome,
 )
 from fedsplit.wire.session import Verdict
+from fedsplit_server.absence import AWAY_S
 from fedsplit_server.admission import Admission
 from fedsplit_server.content import WrongContent
 from fedsplit_server.course import Course
@@ -125,17 +127,25 @@ class Coordinator:
                 return answer
         if member.ready:
             return []
-        member.ready = True
+        member.ready, member.dropped_out = True, False
         if accept.data is not None:
             member.data = accept.data
         cut = member.plan.cut
         self._tell(Joined(client=member.name, topology=member.plan.topology.value, cut=(cut.c1, cut.c2)))
         return self._course.joined(member, now)
 
-    def _bye(self, member: Member, reason: str, now: float) -> list[Out]:
-        member.finished, member.here, member.ready = True, False, False
-        self._tell(Left(client=member.name, reason=reason or "left"))
-        return [*self._desk.leave(member.name), *self._course.gone(member, now, for_good=True)]
+    def _bye(self, member: Member, bye: Bye, now: float) -> list[Out]:
+        """It goes, for good or for a while; who has not taken part yet leaves no gap."""
+        away = bye.back_s > 0
+        member.finished, member.dropped_out = not away, member.ready or member.dropped_out
+        member.here, member.ready = False, False
+        reason = bye.reason or "left"
+        if away:
+            back_s = min(bye.back_s, AWAY_S)
+            member.back_by = now + back_s
+            reason = f"{reason}, back within {duration(back_s)}"
+        self._tell(Left(client=member.name, reason=reason))
+        return [*self._desk.leave(member.name), *self._course.gone(member, now, for_good=not away)]
 
     def _probe(self, now: float) -> list[Out]:
         """A dead connection shows when something is sent on it."""
@@ -158,7 +168,7 @@ class Coordinator:
             case Report() as report:
                 return self._course.report(member, report, now)
             case Bye() as bye:
-                return self._bye(member, bye.reason, now)
+                return self._bye(member, bye, now)
             case Alive() if not member.ready:
                 raise RemoteProtocolError(f"{member.name} has not accepted its plan")
             case Alive():

@@ -25,6 +25,7 @@ from fedsplit.events import Waiting as WaitingEvent
 from fedsplit.method.record import GlobalState
 from fedsplit.wire import Packet
 from fedsplit.wire.messages import Alive, Received, Refuse, Report, Update, Waiting
+from fedsplit_server.absence import hurry, is_complete, needed, wait_for
 from fedsplit_server.desk import Desk, Opened, Out
 from fedsplit_server.letters import Letters
 from fedsplit_server.moving import OFFERS, Moving
@@ -120,15 +121,17 @@ class Course:
         measure, opened = self._measure, self._round
         # A quorum says that the operator would rather go on; without one a lost client is waited for.
         may_miss = for_good or self._run.rounds.quorum > 0
+        if not may_miss:
+            wait_for(member, (self._round, measure), self._run.rounds.deadline_s)
         if measure is not None and member.name in measure.missing() and may_miss:
             measure.expected = tuple(name for name in measure.expected if name != member.name)
             return self._close_measure(now) if not measure.missing() else []
-        if self.phase is Phase.MOVE and may_miss:
+        if self.phase is Phase.MOVE and (may_miss or member.back_by > now):
             self._moving.forget(member.name)
             return self._moved(now)
         if opened is None or member.name not in opened.missing() or not opened.has_quorum:
             return []
-        return [] if any(self._is_here(name) for name in opened.missing()) else self._close_round(now)
+        return [] if any(self._roster.is_here(name) for name in opened.missing()) else self._close_round(now)
 
     def update(self, member: Member, update: Update, packet: Packet, now: float) -> list[Out]:
         """A client's factors after its round. Each counts once, and only in the attempt that it was trained in."""
@@ -152,7 +155,7 @@ class Course:
             opened.updates[member.name] = self._desk.complete(member.name, arrived, split=split)
             self._note_cost(member, update)
             outs = [Out(member.name, Received(round=update.round))]
-        return outs + (self._close_round(now) if not opened.missing() else [])
+        return outs + (self._close_round(now) if is_complete(opened, self._roster) else [])
 
     def _note_cost(self, member: Member, update: Update) -> None:
         """For the record and the next plan; numbers that cannot be are left out without a word."""
@@ -197,8 +200,8 @@ class Course:
         match self.phase:
             case Phase.LOBBY if self._rules.over and now - self._since > FAREWELL_S:
                 return self._finish(self._rules.over, now)
-            case Phase.LOBBY if now - self._since > self._run.rounds.patience_s:
-                have, need = len(self._roster.ready()), self._run.rounds.clients
+            case Phase.LOBBY if now - max(self._since, self._roster.back_by()) > self._run.rounds.patience_s:
+                have, need = len(self._roster.ready()), needed(self._roster, self._run.rounds)
                 raise Timeout(
                     f"waited {self._run.rounds.patience_s:.0f} s for clients: {have} of {need} are here; the state is "
                     "saved, go on with: fedsplit serve … --resume"
@@ -217,7 +220,7 @@ class Course:
 
     def _advance(self, now: float) -> list[Out]:
         """What comes next, from the lobby and after every round and measurement."""
-        if len(self._roster.ready()) < self._run.rounds.clients:
+        if len(self._roster.ready()) < needed(self._roster, self._run.rounds):
             self._muster.incomplete(self._roster.plans())
             if self.phase is not Phase.LOBBY:
                 self.phase, self._since = Phase.LOBBY, now
@@ -269,6 +272,7 @@ class Course:
 
     def _back_in_round(self, opened: OpenRound, member: Member, now: float) -> list[Out]:
         """A client that was lost starts its round again; a shared copy has its steps inside, so then all do."""
+        hurry(opened, self._roster, self._run.rounds.deadline_s, now)
         if member.held_by_server is not None:
             if self._run.server.adapters != "per-client":
                 return self._open_round(now, again=opened)
@@ -386,10 +390,6 @@ class Course:
         known = tuple(section.name for section in self._run.clients if section.name not in here)
         need = self._run.rounds.clients - len(here)
         return known or (f"{need} more client{'s' if need > 1 else ''}",)
-
-    def _is_here(self, name: str) -> bool:
-        member = self._roster.get(name)
-        return member is not None and member.here
 
     def _use_global(self) -> None:
         self._use(self._rules.best()[0] if self.phase is Phase.DONE else self._rules.state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -16,9 +17,11 @@ from fedsplit.wire.session import Role, Session
 class Member:
     """One client. ``ready`` once its owner accepted the plan; ``here`` until it leaves or falls silent.
 
-    ``finished``: it has the result, or left for good. ``written_s``: when it was last told what to do. ``insists``: on
-    this topology, its owner. ``agreed``: the plan that its owner agreed to, or a later hello got. ``offered``: a new
-    plan that it has not answered yet, though told so ``offers`` times.
+    ``finished``: it has the result, or left for good. ``back_by``: of one that said it goes for a while, until when it
+    is waited for. ``dropped_out``: it took part and left, for good or a while. ``written_s``: when it was last told
+    what to do. ``insists``: on this topology, its owner. ``agreed``: the plan that its owner agreed to, or a later
+    hello got. ``offered``: a new plan that it has not answered yet, though told so ``offers`` times. ``backend``: what
+    it computes with, a Hello's.
     ``base_version``: of the base that it is known to have, for the layers of its plan.
     """
 
@@ -33,17 +36,18 @@ class Member:
     ready: bool = False
     here: bool = True
     finished: bool = False
+    back_by: float = float("-inf")
+    dropped_out: bool = False
     written_s: float = float("-inf")
     offered: ClientPlan | None = None
     offers: int = 0
+    backend: str = "torch"
     base_version: int = 0
     session: Session = field(default_factory=lambda: Session(Role.SERVER))
     agreed: ClientPlan = field(init=False)
 
     def __post_init__(self) -> None:
         self.agreed = self.plan
-
-    backend: str = "torch"
 
     @property
     def held_by_server(self) -> Held | None:
@@ -71,6 +75,8 @@ class Roster:
     def put(self, member: Member) -> None:
         old = self._by_name.get(member.name)
         if old is not None:
+            # One that was away comes back before its time, and has to get ready.
+            member.back_by, member.dropped_out = min(old.back_by, member.last_seen), old.dropped_out
             self._by_identity.pop(old.identity, None)
         self._by_name[member.name] = member
         self._by_identity[member.identity] = member.name
@@ -82,12 +88,20 @@ class Roster:
         name = self._by_identity.get(identity)
         return self._by_name[name] if name is not None else None
 
+    def is_here(self, name: str) -> bool:
+        member = self.get(name)
+        return member is not None and member.here
+
     def knows_key(self, public_key: str) -> bool:
         return any(member.public_key == public_key for member in self._by_name.values())
 
     def ready(self) -> list[Member]:
         """Members that take part in rounds, in name order."""
         return [member for _, member in sorted(self._by_name.items()) if member.ready and member.here]
+
+    def back_by(self) -> float:
+        """Until when those who said that they come back are waited for; minus infinity without any."""
+        return max((member.back_by for member in self), default=-math.inf)
 
     def plans(self) -> list[ClientPlan]:
         """Of those who take part in rounds."""

@@ -22,7 +22,7 @@ SAID_BY_CLIENTS = {
     "accept": {"base", "data", "keeps"},
     "fetch": {"asset", "offset", "size"},
     "alive": set(),
-    "bye": {"reason"},
+    "bye": {"reason", "back_s"},
     "update": {"round", "era", "base_version", "examples", "steps", "cost"},
     "report": {"round", "phase", "metrics", "examples"},
     "forward": {"lengths", "starts", "width", "label_tokens", "micros", "train"},
