@@ -29,6 +29,8 @@ from fedsplit.plan.ways import Menu, Way
 
 MOST_EXACT = 3000
 """Candidates of a fleet up to which the integer program is solved."""
+LEAST = 60
+"""So many candidates a client has in the largest fleet, too."""
 PARTS = 1_000_000
 """A loss is counted in so many parts of the worth of all layers."""
 SOLVER = "pip install 'fedsplit[server]' adds scipy, with which every combination is looked at"
@@ -105,7 +107,8 @@ def _fleet(asked: Asked, plans: Sequence[ClientPlan], beside: Sequence[ClientPla
     for (kind, _), names in groups.items():
         if kind not in menus:
             menus[kind] = Menu(Fitter(asked[names[0]]))
-    ways = [[None, *menus[kind].ways(asked[names[0]])] for (kind, _), names in groups.items()]
+    most = max(LEAST, MOST_EXACT // max(1, len(groups)) - 1)
+    ways = [[None, *_spread(menus[kind].ways(asked[names[0]]), most)] for (kind, _), names in groups.items()]
     rows = [
         _row(by_name[names[0]], len(names), layers, some, asked[names[0]])
         for names, some in zip(groups.values(), ways, strict=True)
@@ -117,6 +120,14 @@ def _fleet(asked: Asked, plans: Sequence[ClientPlan], beside: Sequence[ClientPla
         names=list(groups.values()), ways=ways, menus=[menus[kind] for kind, _ in groups], layers=layers,
         task=Task(rows=rows, need_L=need_L, floor_s=slowest_s),
     )  # fmt: skip
+
+
+def _spread(ways: Sequence[Way], most: int) -> Sequence[Way]:
+    """At most so many, evenly over the lowest layers and times."""
+    if len(ways) <= most:
+        return ways
+    ordered = sorted(ways, key=lambda way: (way.mask & -way.mask, way.option.key, way.mask))
+    return [ordered[index] for index in np.unique(np.linspace(0, len(ordered) - 1, most).astype(np.int64))]
 
 
 def _row(plan: ClientPlan, count: int, layers: Sequence[int], ways: Sequence[Way | None], question: Question) -> Row:

@@ -25,6 +25,8 @@ from fedsplit.plan.work import Work
 
 FEW = 6
 """Layers above the lowest one of which every choice is looked at."""
+RUNS = 8
+"""Of longer segments about so many runs of neighbours, for each lowest layer; more where runs are shorter."""
 MOST_CELLS = 256
 """Cuts times numbers of micro-batches up to which every cut is looked at; beyond, the longest body of each front."""
 
@@ -137,14 +139,16 @@ def _fillings(cost: dict[int, int], room: int) -> Iterator[tuple[int, ...]]:
 
 
 def _runs(cost: Sequence[tuple[int, int]], room: int) -> Iterator[tuple[int, ...]]:
-    """From each place upwards, and on from the lowest one, what fits."""
-    for start in range(len(cost)):
+    """From places upwards, and on from the lowest one, what fits; every place is in one of them."""
+    start = 0
+    while start < len(cost):
         left, some = room, []
         for place, taken in (*cost[start:], *cost[:start]):
             if taken <= left:
                 left -= taken
                 some.append(place)
         yield tuple(sorted(some))
+        start += max(1, min(len(some), len(cost) // RUNS))
 
 
 def _undominated(ways: Sequence[Way]) -> list[Way]:

@@ -201,3 +201,12 @@ def test_more_than_there_are_clients_is_refused_with_the_run_file() -> None:
     with pytest.raises(ConfigError, match=r"plan.coverage.*found -1, expected at least 0"):
         loads(text + "-1")
     assert loads(text + "2").plan.coverage == 2
+
+
+def test_a_sample_of_the_candidates_covers_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    low, high = sizes(DEEP)
+    devices = {f"pi-{n}": device(low + (0.5 + 0.05 * n) * (high - low), 1e10, 1e6) for n in range(4)}
+    monkeypatch.setattr(cover, "MOST_EXACT", 100)
+    found = solve(DEEP, devices, run_file(1))
+    assert min(layers(found, DEEP).values()) >= 1
+    assert any("too many for an integer program" in reason for reason in found.reasons)
