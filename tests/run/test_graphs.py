@@ -102,6 +102,8 @@ def test_one_export_for_all_clients_of_a_plan_now_and_after_the_next_start(bench
         assert bench.exports == 1
         other = offered(graphs, plan(rank=2))
         assert other["manifest.json"].name != first["manifest.json"].name
+        one, two = bench.kept("table.bin")
+        assert one.samefile(two), "what two plans share is on the disk once"
         assert bench.exports == 2
     with bench.graphs() as graphs:
         assert offered(graphs, plan()) == first
