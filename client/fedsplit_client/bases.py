@@ -11,6 +11,7 @@ from fedsplit.events import Emit
 from fedsplit.plan.types import ClientPlan
 from fedsplit.split.base import Base, open_base
 from fedsplit.split.spans import client_spans
+from fedsplit.state.personal import model_name
 from fedsplit_client.dealer import Dealer
 from fedsplit_client.download import fetch_all, missing_bytes
 from fedsplit_client.session import Offer
@@ -61,7 +62,7 @@ def to_fetch(offer: Offer, folder: Path) -> int:
 
 
 def _place(offer: Offer, folder: Path) -> Path:
-    return folder.parent.parent / "models" / offer.base[:16]
+    return folder.parent.parent / "models" / model_name(offer.base)
 
 
 def _shipped(offer: Offer) -> Base | None:

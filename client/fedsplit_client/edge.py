@@ -20,6 +20,7 @@ from fedsplit.events import Emit
 from fedsplit.exchange.feed import Reading
 from fedsplit.plan.card import card
 from fedsplit.plan.types import ClientPlan
+from fedsplit.state.personal import model_name
 from fedsplit.wire.messages import Asset
 from fedsplit_client.backend import Name
 from fedsplit_client.computing import OWNERS
@@ -114,4 +115,4 @@ def _plain(asset: Asset) -> str:
 
 
 def _base(offer: Offer, folder: Path) -> Path:
-    return folder.parent.parent / "models" / offer.base[:16]
+    return folder.parent.parent / "models" / model_name(offer.base)

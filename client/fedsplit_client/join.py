@@ -29,7 +29,7 @@ from fedsplit.plan.types import ClientPlan
 from fedsplit.probe.measure import this_device
 from fedsplit.state.durable import make_private
 from fedsplit.state.lock import FolderLock
-from fedsplit.state.personal import ClientRun, Personal
+from fedsplit.state.personal import ClientRun, Personal, model_name
 from fedsplit.wire.ends import ClientEnd
 from fedsplit.wire.keyfile import KeyPair
 from fedsplit.wire.link import JoinLink
@@ -151,6 +151,7 @@ class Stay:
             self.kept = self.personal.run(offer.run.run.name, server=server, client=self.name)
             self.held.enter_context(self.kept.lock())
             self.owner.in_run(self.kept.path)
+            self.kept.uses(model_name(offer.base))
         elif self.kept.info.run != offer.run.run.name:
             raise Refused(f"{self.link.endpoint} now serves another run, {offer.run.run.name}; join again")
         return self.kept

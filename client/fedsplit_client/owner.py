@@ -123,7 +123,7 @@ class Owner:
     def before_round(self) -> None:
         """The round that begins has room in what is left of today. Raises Paused, Left, Refused."""
         self._count()
-        self._uploads.keep()
+        self._keep_count()
         self.between_steps()
         left = self.limits.upload_per_day_bytes - self._uploads.total()
         if self.limits.upload_per_day_bytes and self._round_bytes > left:
@@ -155,7 +155,7 @@ class Owner:
     def close(self) -> None:
         """Count the rest, and keep it."""
         self._count()
-        self._uploads.keep()
+        self._keep_count()
 
     def now(self) -> Pause | None:
         """Why not now; None where everything may go on. Raises Left."""
@@ -253,6 +253,11 @@ class Owner:
             if not found.brief:
                 raise Paused(found)
         return False
+
+    def _keep_count(self) -> None:
+        """Once a round, and only where it is asked for: an SD card does not like to be written."""
+        if self.limits.upload_per_day_bytes:
+            self._uploads.keep()
 
     def _count(self) -> None:
         sent = self._sent()

@@ -251,7 +251,9 @@ class Worker:
         if asked.phase == "before":
             self._measured = {BEFORE: metrics}
         self._measured[asked.round] = metrics
-        self._save(asked.round)
+        # With a head of its own the next round writes anyway: an SD card is written once a round.
+        if not (self._own_head and asked.phase == "round" and asked.round < self._run.train.rounds):
+            self._save(asked.round)
 
     def _save(self, round: int) -> None:
         if self._kept is not None:

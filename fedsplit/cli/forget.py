@@ -18,7 +18,7 @@ def forget(
     state: Annotated[Path | None, typer.Option(help="The folder that was given to join as --state.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without being asked.")] = False,
 ) -> None:
-    """Delete what this device keeps of a run: its own factors, optimiser, personal parts. Keys and models stay."""
+    """Delete what this device keeps of a run: factors, optimiser, personal parts, its model. Keys stay."""
     personal = Personal(state)
     kept = personal.kept()
     if not run:

@@ -1,7 +1,9 @@
 """What a device keeps for itself: its keys and, per run, whatever must survive a power cut.
 
     keys/                    the device's key pair
-    runs/<name>-<hash>/      one per (run, server, client): who it is in info.json, the lock, rounds as checkpoints
+    models/<base>/           what was fetched of base models, for all runs
+    runs/<name>-<hash>/      one per (run, server, client): who it is in info.json, the base model that
+                             it uses in model, the lock, rounds as checkpoints
 
 A client writes its state of a round *before* it uploads the update of that round. Then, whenever it dies, either the
 server has no update (and the round is repeated from the state before) or both sides have the same one.
@@ -83,6 +85,7 @@ class Personal:
         Raises ConfigError when a process is in that run now, DataError when a folder cannot be deleted.
         """
         chosen = [info for info in self.runs() if info.run == run]
+        used = {model for info in chosen if (model := self._folder(info).model)}
         for info in chosen:
             folder = self.path / "runs" / folder_name(info)
             with ClientRun(folder, info).lock():
@@ -92,7 +95,17 @@ class Personal:
                 raise DataError("cannot be deleted: a file in it is open; close it and try again", str(folder))
         if chosen:
             sweep(self.path / "runs")
+            self._drop_models(used)
         return len(chosen)
+
+    def _drop_models(self, used: set[str]) -> None:
+        """Fetched parts of base models that no run is left for. One that does not say what it uses may use any."""
+        left = [self._folder(info).model for info in self.runs()]
+        for name in used - set(left) if "" not in left else ():
+            drop_folder(self.path / "models" / name)
+
+    def _folder(self, info: RunInfo) -> ClientRun:
+        return ClientRun(self.path / "runs" / folder_name(info), info)
 
 
 class ClientRun:
@@ -104,6 +117,20 @@ class ClientRun:
     def lock(self) -> FolderLock:
         """Context manager; raises ConfigError when another process on this device is the same client of this run."""
         return FolderLock(self.path, "client of a run", "stop it, or join under another --name")
+
+    def uses(self, model: str) -> None:
+        """Note which fetched base model this run needs (``model_name``). Written only where that is news."""
+        if model != self.model:
+            write_file(self.path / "model", model.encode())
+
+    @property
+    def model(self) -> str:
+        """What ``uses`` noted; empty where nothing was."""
+        try:
+            found = (self.path / "model").read_text("ascii")
+        except (OSError, UnicodeDecodeError):
+            return ""
+        return found if re.fullmatch(r"[0-9a-f]+", found) else ""
 
     def save(self, round: int, arrays: Arrays, meta: Mapping[str, Any] | None = None) -> None:
         """Keep the state after ``round`` (personal arrays, optimiser); returns when it is on the disk."""
@@ -122,6 +149,11 @@ class ClientRun:
         for later in self.rounds():
             if later > round:
                 drop_folder(self.path / f"{later:04d}")
+
+
+def model_name(base: str) -> str:
+    """The folder of a base model's fetched parts, by its identity."""
+    return base[:16]
 
 
 def folder_name(info: RunInfo) -> str:

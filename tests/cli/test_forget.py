@@ -64,3 +64,24 @@ def test_a_run_that_is_going_on_is_kept(state: Path, capsys: pytest.CaptureFixtu
         assert forget(state, "mail", "--yes") == 2
     assert ("mail", "pi") in kept(state)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_fetched_models_go_with_the_last_run_that_uses_them(state: Path) -> None:
+    personal = Personal(state)
+    for name in ("aa11", "bb22"):
+        (state / "models" / name).mkdir(parents=True)
+        (state / "models" / name / "weights").write_text("…", "utf-8")
+    for run, client, model in (("news", "pi", "aa11"), ("news", "phone", "bb22"), ("mail", "pi", "aa11")):
+        personal.run(run, server="tcp://host:5700", client=client).uses(model)
+    assert forget(state, "news", "--yes") == 0
+    assert [path.name for path in (state / "models").iterdir()] == ["aa11"], "mail needs it"
+    assert forget(state, "mail", "--yes") == 0
+    assert not list((state / "models").iterdir())
+    assert not list((state / "runs").iterdir())
+
+
+def test_a_run_that_does_not_say_what_it_uses_keeps_all_models(state: Path) -> None:
+    (state / "models" / "aa11").mkdir(parents=True)
+    Personal(state).run("news", server="tcp://host:5700", client="pi").uses("aa11")
+    assert forget(state, "news", "--yes") == 0
+    assert (state / "models" / "aa11").is_dir()
