@@ -27,6 +27,9 @@ from fedsplit.plan.question import Question, alike, server_of
 from fedsplit.plan.shared_link import Demand, Split, divide_both
 from fedsplit.plan.timing import ASSUMED_LINK
 
+Shelves = dict[bytes, Shelf]
+"""By kind of client (``question.alike``)."""
+
 HALVINGS = 40
 TOLERANCE = 1e-6
 MOST_COMPARED = 1000
@@ -87,36 +90,48 @@ def balanced(asked: Mapping[str, Question]) -> dict[str, Question]:
     return balance(asked)[0]
 
 
-def balance(asked: Mapping[str, Question]) -> tuple[dict[str, Question], float]:
+def balance(asked: Mapping[str, Question], shelves: Shelves | None = None) -> tuple[dict[str, Question], float]:
     """(the questions with the shares of the server that make the slowest step fastest, the lower bound of that step).
 
     Clients that are expected but not here yet keep an equal share each; so does one that has no plan at all. The bound
-    is 0 where there is nothing to divide: all clients are alike, or none has a plan.
+    is 0 where there is nothing to divide: all clients are alike, or none has a plan. ``shelves``: of these questions,
+    for whoever plans them next.
     """
     kinds = rows_of(asked)
+    shelves = {} if shelves is None else shelves
     if sum(map(len, kinds.values())) < 2:
         return dict(asked), 0.0
-    seconds, owners = _merged(asked, kinds)
+    seconds, owners = _merged(asked, kinds, shelves)
     if not owners:
         return dict(asked), 0.0
     found = divided(seconds, owners, asked)
     shared = with_shares(asked, owners, found)
     # Shares are found for micro-batches one after the other; overlapping ones may be better off with equal ones.
     overlap = next(iter(asked.values())).run.plan.overlap
-    if overlap and len(owners) <= MOST_COMPARED and _slowest(asked, kinds) < _slowest(shared, kinds):
-        shared = dict(asked)
+    if overlap and len(owners) <= MOST_COMPARED:
+        equal_s = _slowest(asked, kinds, shelves)
+        # The last ones priced are kept for the plans: most often these.
+        shared = dict(asked) if equal_s < _slowest(shared, kinds, shelves) else shared
     return shared, found.bound_s
 
 
-def _slowest(asked: Mapping[str, Question], kinds: Mapping[bytes, Sequence[list[str]]]) -> float:
+def _slowest(asked: Mapping[str, Question], kinds: Mapping[bytes, Sequence[list[str]]], shelves: Shelves) -> float:
     """The slowest step where everybody takes the fastest plan; clients without one do not count."""
     slowest = 0.0
-    for members in kinds.values():
-        shelf = Shelf(question=asked[members[0][0]])
-        for _, block in shelf.blocks([asked[names[0]] for names in members]) if shelf.grid.chosen else ():
+    for kind, members in kinds.items():
+        shelf = _shelf(shelves, kind, asked[members[0][0]])
+        blocks = list(shelf.blocks([asked[names[0]] for names in members])) if shelf.grid.chosen else []
+        shelf.keep(blocks)
+        for _, block in blocks:
             fastest = np.where(block.usable_KO, block.seconds.total_KO, np.inf).min(axis=1)
             slowest = max(slowest, float(fastest[np.isfinite(fastest)].max(initial=0.0)))
     return slowest
+
+
+def _shelf(shelves: Shelves, kind: bytes, question: Question) -> Shelf:
+    if kind not in shelves:
+        shelves[kind] = Shelf(question=question)
+    return shelves[kind]
 
 
 def rows_of(asked: Mapping[str, Question]) -> dict[bytes, list[list[str]]]:
@@ -165,14 +180,13 @@ def divided(
 
 
 def _merged(
-    asked: Mapping[str, Question], kinds: Mapping[bytes, Sequence[list[str]]]
+    asked: Mapping[str, Question], kinds: Mapping[bytes, Sequence[list[str]]], shelves: Shelves
 ) -> tuple[list[Floats], list[list[str]]]:
     """(what ``seconds_of`` says of each row and group, clients of each row) of all that have a plan."""
     found: list[list[Floats]] = []
     owners: list[list[str]] = []
-    for members in kinds.values():
-        first = asked[members[0][0]]
-        shelf = Shelf(question=first)
+    for kind, members in kinds.items():
+        shelf = _shelf(shelves, kind, asked[members[0][0]])
         if not shelf.grid.chosen:
             continue
         order, starts = groups(shelf.grid)

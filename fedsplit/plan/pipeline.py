@@ -83,10 +83,12 @@ class Busy(NamedTuple):
 
 def makespan(legs: Legs, micro: Seconds, crossings: Seconds) -> Seconds:
     """Least seconds of the step without its agreement. ``crossings``: messages of one micro-batch."""
+    return _makespan(legs, micro, _stages(legs), _waits(legs, crossings))
+
+
+def _makespan(legs: Legs, micro: Seconds, stages: Seconds, waits: Seconds) -> Seconds:
     last = (legs.down_back + legs.back) / micro
     served = np.where(legs.up_back == 0, legs.body, legs.body_back)
-    waits = legs.wait * (crossings - (legs.wait_back > 0)) + legs.wait_back
-    stages = legs.device + legs.up + legs.server + legs.down + legs.up_back + legs.down_back
     one = stages / micro + waits
     client = legs.device
     up = legs.front / micro + (legs.up + legs.up_back) + legs.wait + served / micro + legs.wait_back + last
@@ -99,10 +101,18 @@ def makespan(legs: Legs, micro: Seconds, crossings: Seconds) -> Seconds:
 
 def overlap(legs: Legs, micro: Seconds, crossings: Seconds) -> Seconds:
     """Seconds that the step is counted as shorter than its stages one after the other; 0 for one micro-batch."""
-    stages = legs.device + legs.up + legs.server + legs.down + legs.up_back + legs.down_back
-    waits = legs.wait * (crossings - (legs.wait_back > 0)) + legs.wait_back
-    saved = np.maximum(0.0, stages + micro * waits - makespan(legs, micro, crossings))
+    stages, waits = _stages(legs), _waits(legs, crossings)
+    saved = np.maximum(0.0, stages + micro * waits - _makespan(legs, micro, stages, waits))
     return np.where((micro > 1) & (crossings > 0), COUNTED * saved, 0.0)
+
+
+def _stages(legs: Legs) -> Seconds:
+    return legs.device + legs.up + legs.server + legs.down + legs.up_back + legs.down_back
+
+
+def _waits(legs: Legs, crossings: Seconds) -> Seconds:
+    """On the way, of one micro-batch."""
+    return legs.wait * (crossings - (legs.wait_back > 0)) + legs.wait_back
 
 
 def stages_of(legs: Legs, micro: int) -> tuple[Stage, ...]:

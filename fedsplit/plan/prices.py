@@ -7,7 +7,7 @@ block, V variants, O cuts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -84,6 +84,7 @@ class Shelf:
     """The candidates of all clients that differ from ``question`` in device and share alone."""
 
     question: Question
+    _kept: list[tuple[Sequence[Question], Block]] = field(default_factory=list)
     _memories: dict[tuple[int, int, int], tuple[Memory, Memory]] = field(default_factory=dict)
 
     @cached_property
@@ -122,8 +123,13 @@ class Shelf:
         return found
 
     @cached_property
-    def _held(self) -> dict[bool, Ints]:
-        return {gpu: self.grid.client_MO(accelerator=gpu) for gpu in (False, True)}
+    def _held_by(self) -> dict[bool, Ints]:
+        return {}
+
+    def _held(self, accelerator: bool) -> Ints:
+        if accelerator not in self._held_by:
+            self._held_by[accelerator] = self.grid.client_MO(accelerator=accelerator)
+        return self._held_by[accelerator]
 
     @cached_property
     def server_bytes_MO(self) -> Ints:
@@ -144,7 +150,12 @@ class Shelf:
         """The questions in their order, ``BLOCK`` at a time, with their prices."""
         for start in range(0, len(questions), BLOCK):
             some = questions[start : start + BLOCK]
-            yield some, self.block(some, serial=serial)
+            kept = None if serial else next((block for whose, block in self._kept if _same(whose, some)), None)
+            yield some, kept or self.block(some, serial=serial)
+
+    def keep(self, blocks: Iterable[tuple[Sequence[Question], Block]]) -> None:
+        """Blocks that will be asked for again; instead of what was kept before."""
+        self._kept[:] = blocks
 
     def block(self, questions: Sequence[Question], index: int | None = None, *, serial: bool = False) -> Block:
         """Prices for the devices of ``questions``; there is at least one candidate. ``index``: of one variant alone;
@@ -203,7 +214,7 @@ class Shelf:
         self, questions: Sequence[Question], found: Seconds, variant_KO: Ints, fits_KO: NDArray[np.bool_]
     ) -> Block:
         columns = np.arange(len(self.grid.chosen))
-        held = [self._held[not question.device.runtime_bytes] for question in questions]
+        held = [self._held(not question.device.runtime_bytes) for question in questions]
         taken = [
             held_VO[variant_O, columns] + question.device.runtime_bytes
             for held_VO, variant_O, question in zip(held, variant_KO, questions, strict=True)
@@ -239,7 +250,7 @@ class Shelf:
         for row, question in enumerate(questions):
             device = question.device
             room = device.budget_bytes - device.runtime_bytes
-            np.less_equal(self._held[not device.runtime_bytes], room, out=fits_VKO[:, row])
+            np.less_equal(self._held(not device.runtime_bytes), room, out=fits_VKO[:, row])
         fits_VKO &= self._served[2][:, None]
         if only is not None:
             fits_VKO[np.arange(len(fits_VKO)) != only] = False
@@ -296,6 +307,11 @@ class Shelf:
                 for column in sorted(fastest, key=lambda column: (int(rank_O[column]), column))
             ),
         )
+
+
+def _same(some: Sequence[Question], others: Sequence[Question]) -> bool:
+    """Whether these are the very same questions, not merely equal ones: quick to tell."""
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
 
 _NEVER = np.iinfo(np.int64).max

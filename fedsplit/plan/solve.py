@@ -27,7 +27,7 @@ from fedsplit.plan.depth import check_depth
 from fedsplit.plan.explain import Rivals, binding, for_the_fleet, reasons
 from fedsplit.plan.exposure import exposure
 from fedsplit.plan.fitted import Fitter
-from fedsplit.plan.fleet import balance
+from fedsplit.plan.fleet import Shelves, balance
 from fedsplit.plan.limits import limits_of
 from fedsplit.plan.memory import disk_bytes, factor_bytes, served, server_total
 from fedsplit.plan.model import ModelCard
@@ -80,8 +80,9 @@ def planned(
     first = next(iter(asked.values()))
     check_targets(first.card, first.run.lora.targets)
     check_depth(first.run, first.card.num_layers)
-    balanced, bound_s = balance(asked)
-    shared, plans, said = _covered(balanced, _plans(balanced), beside)
+    shelves: Shelves = {}
+    balanced, bound_s = balance(asked, shelves)
+    shared, plans, said = _covered(balanced, _plans(balanced, shelves), beside)
     final, plans, moved = _fitted(shared, plans, bound_s)
     clients, waiting = used(plans, final)
     fit = first.run.plan.layers == "fit"
@@ -109,7 +110,7 @@ def sealed(plan: Plan) -> Plan:
     return msgspec.structs.replace(plan, digest=hashlib.sha256(text).hexdigest())
 
 
-def _plans(asked: Mapping[str, Question]) -> list[ClientPlan]:
+def _plans(asked: Mapping[str, Question], shelves: Shelves | None = None) -> list[ClientPlan]:
     """One plan a client in the order of ``asked``; equal questions are answered once, equal work is priced together."""
     groups: dict[bytes, dict[bytes, str]] = {}
     keys = {name: alike(question) for name, question in asked.items()}
@@ -118,7 +119,7 @@ def _plans(asked: Mapping[str, Question]) -> list[ClientPlan]:
     answers: dict[tuple[bytes, bytes], ClientPlan] = {}
     for kind, members in groups.items():
         names = list(members.values())
-        shelf = Shelf(question=asked[names[0]])
+        shelf = (shelves or {}).get(kind) or Shelf(question=asked[names[0]])
         made = (
             _answers(shelf, names, [asked[name] for name in names]) if shelf.grid.chosen else repeat(None, len(names))
         )
