@@ -188,6 +188,11 @@ def phases(schedule: Mapping[int, Method]) -> Phases:
     return Phases(starts, tuple(schedule[start] for start in starts))
 
 
+def every(method: Method | Phases) -> tuple[Method, ...]:
+    """The methods of all phases."""
+    return method.methods if isinstance(method, Phases) else (method,)
+
+
 def part_name(part: object) -> str:
     """A part's name; a plain function's own."""
     return str(getattr(part, "name", None) or getattr(part, "__name__", None) or type(part).__name__)

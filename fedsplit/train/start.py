@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedsplit.config.run import RunFile
 from fedsplit.errors import ConfigError, Problem
-from fedsplit.method.record import GlobalState, Method, Phases
+from fedsplit.method.record import GlobalState, Method, Phases, every
 from fedsplit.split.base import Base
 from fedsplit.split.lora import read
 from fedsplit.split.segment import Span, build
@@ -28,8 +28,7 @@ def refuse_dead(first: GlobalState, method: Method | Phases) -> None:
 
     :raises ConfigError: names the module.
     """
-    phases = method.methods if isinstance(method, Phases) else (method,)
-    trains = frozenset("AB").intersection(*(frozenset("AB") & _trained(phase) for phase in phases))
+    trains = frozenset[str]().union(*map(_trained, every(method)))
     for key, part in first.adapter.items():
         if "A" not in trains and not (part.A_RN != 0).any():
             fix = "take a method that trains A as well, or leave this module out of lora.targets"

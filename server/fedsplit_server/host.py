@@ -21,6 +21,7 @@ from fedsplit.errors import (
     Timeout,
 )
 from fedsplit.events import Emit, Event, Note, RoundClosed, RoundStarted, StepDone
+from fedsplit.method.record import every
 from fedsplit.plan.types import ClientPlan
 from fedsplit.split.base import Base
 from fedsplit.split.engine import Engine
@@ -253,6 +254,8 @@ def _admission(parts: Parts, roster: Roster, portions: Portions, planning: Plann
     def files(plan: ClientPlan, backend: str) -> tuple[Asset, ...]:
         if backend == TORCH:
             return parts.files.of(plan)
+        if any(phase.mutates_base for phase in every(parts.keeper.method)):
+            raise FedsplitError("its method changes the base weights, which devices without torch cannot follow")
         if parts.graphs is None:
             raise FedsplitError("this server has no graphs for devices without torch")
         return parts.graphs.of(plan)
