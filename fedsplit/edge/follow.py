@@ -13,7 +13,7 @@ from fedsplit.exchange.follow import check_plan, held_layers
 from fedsplit.plan.card import card
 from fedsplit.plan.types import ClientPlan, Topology
 
-HEADS = ("head", "scores")
+HEADS, STREAMED = ("head", "scores"), ("finish", "finish_grad")
 
 
 def check(manifest: Manifest, plan: ClientPlan, run: RunFile, config: Mapping[str, Any], folder: Path) -> None:
@@ -33,7 +33,10 @@ def check(manifest: Manifest, plan: ClientPlan, run: RunFile, config: Mapping[st
         "task": (manifest.task, run.model.task),
         "layers": (sorted(manifest.layers), sorted(held_layers(plan, model.num_layers))),
         "layers in front": (manifest.front, model.num_layers if plan.topology is Topology.LOCAL else plan.cut.c1),
-        "head": (all(name in manifest.graphs for name in HEADS), plan.topology is not Topology.V),
+        "head": (
+            all(name in manifest.graphs for name in (STREAMED if manifest.head else HEADS)),
+            plan.topology is not Topology.V,
+        ),
         "hidden size": (manifest.hidden, model.hidden),
         "ranks": ({layer: ranks[layer] for layer in both}, {layer: planned[layer] for layer in both}),
     }

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedsplit.errors import DataError
 
 VERSION = 2
-FILE, WEIGHTS, TABLE = "manifest.json", "weights.bin", "table.bin"
+FILE, WEIGHTS, TABLE, HEAD = "manifest.json", "weights.bin", "table.bin", "head.bin"
 
 
 class Weight(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,7 +80,9 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     within the layer → in the model. ``shapes``: of every tensor that comes with a call, by its name in the model;
     ``trained``: those of the head that train. ``opset``, ``ir_version``: what a runtime must know. ``weight_bits``: of
     the layers' matrices, the fewest; ``rounding``: what that changes in them, the largest length of a difference over
-    the length of the matrix; ``table_rounding``: the same of the token embedding.
+    the length of the matrix; ``table_rounding``: the same of the token embedding. ``head``: a language model's head
+    that is read a few rows at a time from ``head_file``, the embedding's where they are tied; then ``finish`` and
+    ``finish_grad`` (the last norm) stand for ``scores`` and ``head``.
     """
 
     version: int
@@ -100,6 +102,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     shapes: dict[str, tuple[int, ...]]
     trained: tuple[str, ...]
     table: Table | None = None
+    head: Table | None = None
+    head_file: str = TABLE
 
 
 def save(manifest: Manifest, folder: Path) -> None:

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from fedsplit.config.run import RunFile
 from fedsplit.data.batches import Batch
 from fedsplit.data.examples import IGNORED
+from fedsplit.edge import streamed
 from fedsplit.edge.manifest import load
 from fedsplit.edge.optim import Stepper
-from fedsplit.edge.runner import Floats, Runner
+from fedsplit.edge.runner import Floats, Lookup, Runner
 from fedsplit.errors import DataError
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey, Sides
 from fedsplit.lora.lowrank import LowRank
@@ -162,6 +163,8 @@ class EdgePart:
         return self._scores(y_BTD, mask_BT)
 
     def _scores(self, y: Floats, mask_BT: NDArray[np.int64]) -> Floats:
+        if self._runner.head is not None:
+            return streamed.logits(self._runner.run("finish", {"y": y, **self.tensors})["out"], self._runner.head)
         found: Floats = self._runner.run("scores", {"y": y, "mask": mask_BT, **self.tensors})["logits"]
         return found
 
@@ -265,6 +268,9 @@ class EdgePart:
         g_ND, loss = np.empty_like(y_ND), 0.0
         vocabulary = self.manifest.table.rows if self.manifest.table is not None else 1
         size = max(1, LOGITS_BYTES // (4 * vocabulary))
+        if self._runner.head is not None and len(y_ND):
+            loss, g_ND = self._streamed(self._runner.head, y_ND, labels_N, scale)
+            y_ND = y_ND[:0]
         for start in range(0, len(y_ND), size):
             part = slice(start, start + size)
             given = {"y": y_ND[part], "labels": labels_N[part], "scale": np.array(scale, np.float32), **self.tensors}
@@ -274,6 +280,13 @@ class EdgePart:
         g_BTD = np.zeros_like(y_BTD)
         g_BTD[wanted] = g_ND
         return loss, g_BTD, {}
+
+    def _streamed(self, head: Lookup, y_ND: Floats, labels_N: NDArray[np.int64], scale: float) -> tuple[float, Floats]:
+        """(loss, gradient of ``y_ND``) with a head that stays in its file."""
+        finished = self._runner.run("finish", {"y": y_ND, **self.tensors})["out"]
+        loss, g_ND = streamed.loss(finished, labels_N, scale, head)
+        found: Floats = self._runner.run("finish_grad", {"g": g_ND, "y": y_ND, **self.tensors})[f"{GRAD}y"]
+        return loss, found
 
 
 def mask_of(batch: Batch) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ their size again in memory. They are inputs of the graphs, so layers of one kind
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Runner:
         self._weights: dict[str, dict[str, NDArray[Any]]] = {}
         self._arrays = Arrays(folder)
         self._table = Lookup(folder / TABLE, manifest.table) if manifest.table is not None else None
+        self.head = Lookup(folder / manifest.head_file, manifest.head) if manifest.head is not None else None
 
     def run(self, name: str, inputs: dict[str, Any]) -> dict[str, NDArray[Any]]:
         """Outputs by name. ``inputs`` may hold more than the graph reads. Raises DataError for a broken graph."""
@@ -113,6 +115,15 @@ class Lookup:
         unique, places = np.unique(ids, return_inverse=True)
         found: Floats = self._table.floats(self._read(unique))[places.reshape(-1)]
         return found.reshape(*ids.shape, self._table.width)
+
+    def slabs(self, count: int) -> Iterator[tuple[int, Floats]]:
+        """(first row, up to ``count`` rows) from the first to the last."""
+        for start in range(0, self._table.rows, count):
+            size = min(count, self._table.rows - start)
+            raw = np.fromfile(self._path, np.uint8, size * self._table.row_bytes, offset=start * self._table.row_bytes)
+            if len(raw) != size * self._table.row_bytes:
+                raise DataError(f"ends before row {start + size}; delete the folder to fetch it again", str(self._path))
+            yield start, self._table.floats(raw.reshape(size, self._table.row_bytes))
 
     def _read(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         size = self._table.row_bytes

@@ -5,6 +5,8 @@
     layer_grad    g, h, mask, factors         → g of h, gradients
     head          y, labels, scale (, mask)   → loss, g of y, gradients
     scores        y (, mask)                  → logits
+    finish        y                           → out (the last norm, where a large head stays in its file)
+    finish_grad   g, y                        → g of y
 
 The layers of a model are alike, so a layer is traced once (once a kind, where kinds alternate) and every layer gets the
 same graph with its own weights. Between layers a device keeps hidden states only: backward computes a layer again.
@@ -152,6 +154,29 @@ def head(segment: Segment, params: Mapping[str, Tensor]) -> Traced:
     outputs = ["loss", GRAD + "y", *(GRAD + name for name in trained)]
     given = first | inputs | {name: params[name].detach() for name in names}
     return Traced(run, given, {"labels": {0: sizes["y"][0]}} | dict(sizes), outputs)
+
+
+def finish(segment: Segment) -> Traced:
+    """The last norm, (N, D) to (N, D), of a language model whose head stays in its file."""
+
+    def run(y: Tensor) -> tuple[Tensor]:
+        return (segment._finish(y.unsqueeze(0), {}, None).squeeze(0),)
+
+    inputs, sizes, _ = _finished(segment)
+    return Traced(run, inputs, sizes, ["out"])
+
+
+def finish_grad(segment: Segment) -> Traced:
+    """The last norm backwards."""
+
+    def run(g: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            return torch.autograd.grad(segment._finish(y.unsqueeze(0), {}, None).squeeze(0), [y], g)
+
+    inputs, sizes, _ = _finished(segment)
+    first = {"g": _random(N, inputs["y"].shape[1] + 1)[:, 1:].contiguous()}
+    return Traced(run, first | inputs, {"g": sizes["y"]} | dict(sizes), [f"{GRAD}y"])
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

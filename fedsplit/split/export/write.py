@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsplit.config.run import RunFile
-from fedsplit.edge.manifest import VERSION, WEIGHTS, Graph, Manifest, Weight, save
+from fedsplit.edge.manifest import TABLE, VERSION, WEIGHTS, Graph, Manifest, Weight, save
 from fedsplit.edge.runner import Arrays, open_session
 from fedsplit.errors import ConfigError, InternalError, Problem
 from fedsplit.plan.types import ClientPlan, Topology
@@ -23,7 +23,7 @@ from fedsplit.split.base import Base
 from fedsplit.split.export import graphs
 from fedsplit.split.export.bits import as_inputs, bits_of, error_of, packed
 from fedsplit.split.export.kept import Traces
-from fedsplit.split.export.table import write_table
+from fedsplit.split.export.table import streams_head, write_head, write_table
 from fedsplit.split.export.trace import OPSET, Traced, to_onnx
 from fedsplit.split.export.weights import WeightFile, stripped, untransposed
 from fedsplit.split.segment import Segment, build
@@ -49,9 +49,11 @@ def export(base: Base, plan: ClientPlan, run: RunFile, folder: Path, *, traces: 
     wanted = {layer.layer: min(layer.bits, run.model.edge_bits) for layer in plan.layers}
     layers = [index for segment in segments for index in range(segment.span.lo, segment.span.hi)]
     for segment in segments:
-        pieces |= _pieces(segment, params := _examples(segment, ranks), wanted, run.model.edge_bits)
+        params = _examples(segment, ranks)
+        pieces |= _pieces(segment, params, wanted, run.model.edge_bits, streams_head(base, run))
         shapes |= {name: tuple(value.shape) for name, value in params.items()}
     table, table_error, held = write_table(base, folder, run.model.edge_table_bits)
+    head, head_file = write_head(base, folder, table) if tail and streams_head(base, run) else (None, TABLE)
     made = _write_graphs(pieces, folder, Traces(traces, run) if traces else None, held)
     last = segments[-1] if tail else None
     manifest = Manifest(
@@ -64,7 +66,7 @@ def export(base: Base, plan: ClientPlan, run: RunFile, folder: Path, *, traces: 
         factors={i: graphs.factor_names(s, i) for s in segments for i in range(s.span.lo, s.span.hi)},
         shapes=shapes,
         trained=tuple(name for name in last.trainable_names() if name in graphs.head_names(last)) if last else (),
-        table=table,
+        table=table, head=head, head_file=head_file,
     )  # fmt: skip
     save(manifest, folder)
     return manifest
@@ -106,7 +108,8 @@ def _segment(base: Base, span: Span, run: RunFile) -> Segment:
     """Attention in its explicit form: the fused one's backward has no form in ONNX."""
     segment = build(
         base, span, task=run.model.task, num_labels=len(run.model.labels) or None, lora=run.lora,
-        train_head=run.model.head != "frozen", attention="eager", map_embedding=not span.heads,
+        train_head=run.model.head != "frozen", attention="eager",
+        map_embedding=not span.heads or streams_head(base, run),
     )  # fmt: skip
     held = {*graphs.head_names(segment)} if span.heads else set()
     for index in range(span.lo, span.hi):
@@ -131,9 +134,9 @@ def _examples(segment: Segment, ranks: Mapping[int, int]) -> dict[str, Tensor]:
 
 
 def _pieces(
-    segment: Segment, params: Mapping[str, Tensor], wanted: Mapping[int, int], others: int
+    segment: Segment, params: Mapping[str, Tensor], wanted: Mapping[int, int], others: int, streamed: bool
 ) -> Iterator[tuple[str, Piece]]:
-    """``wanted``: bits by layer; ``others``: those of the head, which gets 8 at least."""
+    """``wanted``: bits by layer; ``others``: those of a head that is not ``streamed``, which gets 8 at least."""
     span, frozen = segment.span, _frozen(segment)
     for index in range(span.lo, span.hi):
         ranks = {params[name].shape[0] for name in graphs.factor_names(segment, index).values() if ".lora_A" in name}
@@ -143,7 +146,10 @@ def _pieces(
         back = graphs.layer_grad(segment, index, params)
         yield f"layer_grad.{index}", Piece(f"grad {kind}", segment, back, own, bits)
     rest = {name: value for name, value in frozen.items() if not name.startswith(f"{segment.layers_path}.")}
-    if span.heads:
+    if span.heads and streamed:
+        yield "finish", Piece("finish", segment, graphs.finish(segment), rest)
+        yield "finish_grad", Piece("finish_grad", segment, graphs.finish_grad(segment), rest)
+    elif span.heads:
         bits = max(8, others)
         yield "scores", Piece("scores", segment, graphs.scores(segment, params), rest, bits)
         yield "head", Piece("head", segment, graphs.head(segment, params), rest, bits)
@@ -295,7 +301,7 @@ def _resized(name: str, value: Tensor, traced: Traced, sizes: Mapping[str, int])
     if shape == list(value.shape):
         return value
     if value.dtype != torch.int64:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))
+        return torch.randn(shape, generator=torch.Generator().manual_seed(sum(name.encode())))  # no input like another
     if name == "mask":
         mask = torch.ones(shape, dtype=torch.int64)
         if 1 in axes:
