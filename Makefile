@@ -4,7 +4,7 @@
 #   make test         lint, types, layers, tests on every Python 3.11-3.13 found here; what CI runs
 #   make unit         the tests alone; PYTEST_ARGS chooses, for example PYTEST_ARGS='tests/wire -x -n 0'
 #   make test-gpu     the tests that need a CUDA device
-#   make test-arm     what a Raspberry Pi runs, on one or in an emulator (fetched once, 130 MB)
+#   make test-arm     what a Raspberry Pi runs, on one or in an emulator (fetched once, 155 MB)
 #   make bench        measure, and bring benchmarks/README.md up to date
 #   make soak         the long runs
 #   make clean        remove the environments
@@ -84,7 +84,7 @@ test-gpu: .venv-test/installed
 
 test-arm: .venv-test/installed
 	@echo "A Cortex-A72 in qemu, Debian's arm64 Python and the aarch64 wheels of client/edge-packages.txt: fetched once"
-	@echo "(130 MB, 230 MB unpacked, into ~/.cache/fedsplit/arm or FEDSPLIT_ARM_CACHE), nothing is installed."
+	@echo "(155 MB, 240 MB unpacked, into ~/.cache/fedsplit/arm or FEDSPLIT_ARM_CACHE), nothing is installed."
 	$(PYTEST) -m arm -s --timeout=1200 $(PYTEST_ARGS) $(NONE_IS_FINE)
 
 soak: .venv-test/installed

@@ -1,6 +1,6 @@
 """A Raspberry Pi's processor and its Python on this machine: qemu-user, Debian's arm64 Python 3.11, aarch64 wheels.
 
-Everything is fetched once, about 130 MB, from Debian and the package index that pip uses, and unpacked into a folder of
+Everything is fetched once, about 155 MB, from Debian and the package index that pip uses, and unpacked into a folder of
 its own (``FEDSPLIT_ARM_CACHE``, by default ``fedsplit/arm`` in the user's cache folder); nothing is installed on this
 machine and no rights are needed. qemu comes from Debian 13: the 7.2 of Debian 12 crashes in onnxruntime 1.25 and later.
 The Python is that of Raspberry Pi OS 12, the packages are those of ``client/edge-packages.txt`` at the tested versions,
