@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,7 +58,11 @@ def predict(
 
 
 def _from_folder(folder: Path, model: str, device: str) -> Predictor:
-    from fedsplit.errors import ConfigError
+    from fedsplit.errors import ConfigError, MissingExtra
+
+    if find_spec("torch") is None:
+        instead = "fedsplit predict 'fedsplit://…' asks a server, without it"
+        raise MissingExtra(f"torch, which a model from a folder needs ({instead}),", "torch")
     from fedsplit.exchange.predict import Predictor
     from fedsplit.split.base import open_base
     from fedsplit.split.placement import device_of

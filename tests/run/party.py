@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from fedsplit.config.load import dumps, loads
 from fedsplit.config.run import RunFile
 from fedsplit.data.batches import Batch
+from fedsplit.data.tokenizer import Side
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.events import Event
 from fedsplit.exchange.feed import Feed
+from fedsplit.exchange.part import Part
 from fedsplit.method.stored import weights_digest
 from fedsplit.split.base import Base, open_base
 from fedsplit.state.personal import Personal
@@ -21,7 +23,7 @@ from fedsplit.state.rundir import RunDir
 from fedsplit.testing.faults import Faults
 from fedsplit.testing.loopback import Loopback, LoopbackDealer
 from fedsplit.train.exported import model_folder
-from fedsplit.train.feed import open_feed
+from fedsplit.train.feed import reading_of
 from fedsplit.train.part import ClientPart
 from fedsplit.train.start import first_state
 from fedsplit.wire.ends import ClientEnd, Tensors
@@ -32,7 +34,7 @@ from fedsplit_client.join import as_planned, farewell
 from fedsplit_client.line import ServerLine
 from fedsplit_client.orderly import OrderlyEnd
 from fedsplit_client.place import Place
-from fedsplit_client.session import Session
+from fedsplit_client.session import Offer, Session
 from fedsplit_client.worker import Result, Worker
 from fedsplit_server.admission import Planner
 from fedsplit_server.assets import Assets
@@ -66,6 +68,10 @@ def base_of(path: str) -> Base:
 
 Tamper = Callable[[Message, Tensors], tuple[Message, Tensors]]
 """What a client says instead."""
+
+
+Make = Callable[[Offer], Part]
+"""What an offer's plan holds on a device."""
 
 
 def honest(message: Message, tensors: Tensors) -> tuple[Message, Tensors]:
@@ -154,6 +160,8 @@ class Party:
         self.slow: dict[str, float] = {}
         """Seconds that a client needs for every step."""
         self.tamper: dict[str, Tamper] = {}
+        self.parts: dict[str, Make] = {}
+        """What computes for a client instead of torch."""
         self._topologies = topologies or {}
         self._data = {name: written(folder / f"{name}.jsonl", rows) for name, rows in data.items()}
         self._starts = 0
@@ -249,18 +257,24 @@ class Party:
         topology = self._topologies.get(name, "")
         session = Session(orderly, JoinLink("memory", 1), name, self.device, topology, emit, clock=clock)
         offer = session.hello()
-        feed = open_feed(self._data[name], as_planned(offer), self.base, name)
+        make = self.parts.get(name, lambda now: ClientPart(self.base, now.plan, now.run))
+        feed = self._feed(name, as_planned(offer))
         if name in self.slow:
             feed = cast(Feed, SlowFeed(feed, self.world, self.slow[name]))
         line = ServerLine(orderly, server="memory", patience_s=300.0, emit=emit, client=name, clock=clock)
         kept = Personal(self.folder / "devices" / name).run(offer.run.run.name, client=name)
         summary = feed.dataset.summary
-        part = ClientPart(self.base, offer.plan, offer.run)
-        place = Place(session, offer, summary, part, lambda now: ClientPart(self.base, now.plan, now.run), emit)
+        place = Place(session, offer, summary, make(offer), make, emit)
         worker = Worker(name, offer.run, place, feed, line, emit, kept)
         with farewell(orderly, name):
             session.accept(offer, summary)
             self.results[name] = worker.work()
+
+    def _feed(self, name: str, run: RunFile) -> Feed:
+        """Graphs know padding on the right only."""
+        reading = reading_of(self.base, run)
+        side: Side = "right" if name in self.parts else reading.side
+        return Feed.open(self._data[name], run, replace(reading, side=side), name)
 
 
 def written(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:

@@ -27,6 +27,7 @@ class Process:
     """``fedsplit VERB … --json``, its events as they come, what it complained about, how it ended."""
 
     words: list[str]
+    program: tuple[str, ...] = (sys.executable, "-m", "fedsplit")
     events: list[Event] = field(default_factory=list)
     fresh: queue.SimpleQueue[Event | None] = field(default_factory=queue.SimpleQueue)
 
@@ -34,7 +35,7 @@ class Process:
         paths = os.pathsep.join(str(ROOT / part) for part in (".", "server", "client"))
         environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "fedsplit", *self.words],
+            [*self.program, *self.words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -113,9 +114,9 @@ class Stage:
                 process.child.kill()
             process.child.wait(LIMIT_S)
 
-    def start(self, *words: str) -> Process:
-        """Any verb."""
-        process = Process(list(words))
+    def start(self, *words: str, program: tuple[str, ...] = Process.program) -> Process:
+        """Any verb. ``program``: what runs it, ``python -m fedsplit``."""
+        process = Process(list(words), program)
         self._started.append(process)
         return process
 
@@ -133,12 +134,19 @@ class Stage:
         wait_for(path.exists)
         return path.read_text("utf-8")
 
-    def join(self, name: str, *flags: str, link: str = "", data: Path | None = None) -> Process:
+    def join(
+        self,
+        name: str,
+        *flags: str,
+        link: str = "",
+        data: Path | None = None,
+        program: tuple[str, ...] = Process.program,
+    ) -> Process:
         """A client with its rows, its state in a folder of its own."""
         rows = str(data or self.data[name])
         where = ("--state", str(self.folder / "devices" / name), "--profile", str(self.profile))
         who = ("--json", "--yes", "--data", rows, "--name", name)
-        return self.start("join", link or self.link(), *who, *where, *flags)
+        return self.start("join", link or self.link(), *who, *where, *flags, program=program)
 
 
 def free_port() -> int:
@@ -148,8 +156,8 @@ def free_port() -> int:
         return port
 
 
-def wait_for(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT_S
+def wait_for(true: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
+    deadline = time.monotonic() + limit_s
     while not true():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
