@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
@@ -177,6 +178,7 @@ def kept_in() -> Path:
     return platformdirs.user_cache_path("fedsplit", appauthor=False) / "graphs"
 
 
+@cache
 def _source() -> str:
     """The version of the code that exports, finer than a release."""
     files = sorted(Path(str(package.__file__)).parent.glob("*.py"))
