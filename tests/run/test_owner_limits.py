@@ -43,11 +43,11 @@ def stage(tmp_path: Path, rows: MakeRows) -> Iterator[Callable[[str], Stage]]:
 class Limited:
     """``limited_client.py`` as a process."""
 
-    def __init__(self, run: Stage, name: str, limits: Limits, day_s: float) -> None:
+    def __init__(self, run: Stage, name: str, limits: Limits) -> None:
         import msgspec
 
         paths = os.pathsep.join(str(ROOT / part) for part in (".", "server", "client"))
-        words = [run.link(), run.data[name], name, run.folder / "devices" / name, run.profile, day_s]
+        words = [run.link(), run.data[name], name, run.folder / "devices" / name, run.profile]
         self.out = run.folder / f"{name}.events"
         self.wrong = run.folder / f"{name}.err"
         with self.out.open("w") as out, self.wrong.open("w") as wrong:
@@ -59,7 +59,7 @@ class Limited:
 
     def end(self) -> list[Event]:
         try:
-            code = self.child.wait(45)
+            code = self.child.wait(120)
         finally:
             self.child.kill()
             self.child.wait()
@@ -78,10 +78,10 @@ def test_the_result_is_that_of_a_run_without_limits(
     one_round = party.ends["a"].up_bytes / 2
     run = stage(text)
     server = run.serve()
-    # 'a' may send one round a day and a bit; the window of 'c' opens late.
+    # 'a' may send one round a day and a bit; the window of 'c' opens late and closes in the second round.
     limited = {
-        "a": Limited(run, "a", Limits(upload_per_day_bytes=round(1.6 * one_round)), day_s=4.0),
-        "c": Limited(run, "c", Limits(between="06:00-24:00"), day_s=12.0),
+        "a": Limited(run, "a", Limits(upload_per_day_bytes=round(1.6 * one_round))),
+        "c": Limited(run, "c", Limits(between="06:00-23:00")),
     }
     events = {name: one.end() for name, one in limited.items()}
     server.end()
@@ -90,6 +90,9 @@ def test_the_result_is_that_of_a_run_without_limits(
     assert any("away, back within" in event.reason for event in left["a"]), server.events
     said = [event.text for event in events["a"] if isinstance(event, Note)]
     assert any("a round sends" in text and "until 2026-01-" in text for text in said), said
+    said = [event.text for event in events["c"] if isinstance(event, Note)]
+    assert [text for text in said if "outside of the hours" in text], said
+    assert any("away, back within" in event.reason for event in left["c"]), said
     for name in limited:
         [end] = [event for event in events[name] if isinstance(event, Finished)]
         assert end.reason == "all rounds done"
