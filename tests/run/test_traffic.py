@@ -108,15 +108,8 @@ def test_where_the_model_is_here_rows_are_read_once_and_known(
     run = party({"a": MIXED["a"]}, train__rounds=1)
     plan, data = offered(run, "a")
     path = written(run.folder / "again.jsonl", rows("a")["a"])
-    ahead = look_ahead(
-        TorchBackend("cpu"),
-        Offer(run.run, plan, run.base.identity, (), 0),
-        run.run,
-        path,
-        "",
-        run.folder / "x" / "y",
-        "a",
-    )
+    offer, folder = Offer(run.run, plan, run.base.identity, (), 0), run.folder / "x" / "y"
+    ahead = look_ahead(TorchBackend("cpu"), offer, run.run, path, "", folder, "a")
     assert ahead.opened is not None
     assert ahead.feed is not None
     assert ahead.offer.known == Known(eval_rows=data.eval_examples, row_tokens=data.tokens_mean)
