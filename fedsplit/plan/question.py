@@ -16,6 +16,7 @@ from fedsplit.plan.memory import factor_bytes
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.options import Option, candidates, price, splits
 from fedsplit.plan.timing import traffic
+from fedsplit.plan.traffic import LETTER_BYTES, headers_up
 from fedsplit.plan.types import Cut, Topology
 from fedsplit.plan.work import DataLike, Work, work_of
 
@@ -141,9 +142,10 @@ def affordable(
 
 
 def round_up_bytes(work: Work, run: RunFile, topology: Topology, cut: Cut) -> int:
-    """Bytes that one round sends up: its steps and the factors."""
+    """Bytes that one round sends up: its steps, as many messages as these may be at most, and the factors."""
     factors = factor_bytes(work, topology, cut, own_head=run.model.head == "local")[0]
-    return run.train.steps * traffic(work, topology, cut)[0] + factors
+    step = traffic(work, topology, cut)[0] + headers_up(topology, work.batch)
+    return run.train.steps * step + factors + LETTER_BYTES
 
 
 def options_of(question: Question) -> tuple[list[Option], list[str]]:

@@ -27,6 +27,7 @@ from fedsplit.plan.question import Question, priced, server_of
 from fedsplit.plan.selection import own_layers
 from fedsplit.plan.slack import WORTH_SAYING, balance_note, raised, step_s, with_slack
 from fedsplit.plan.timing import reached
+from fedsplit.plan.traffic import round_up_bytes
 from fedsplit.plan.types import ClientPlan
 from fedsplit.plan.work import as_planned, work_of
 
@@ -62,15 +63,21 @@ def used(plans: Sequence[ClientPlan], asked: Mapping[str, Question]) -> tuple[li
 
 
 def _more_steps(plan: ClientPlan, question: Question, limit: Until) -> ClientPlan:
-    """As many steps as end with the longest round."""
+    """As many steps as end with the longest round, and send no more up than the owner allows in a day."""
     least = question.run.train.steps
     left_s = limit.round_s - _moving_s(plan, question)
     steps = max(least, min(MOST_TIMES * least, int(left_s / step_s(plan))))
-    while steps > least and round_s(structs.replace(plan, steps=steps), question) > limit.round_s:
-        steps -= 1  # the division was rounded up
+    while steps > least and not _admitted(structs.replace(plan, steps=steps), question, limit):
+        steps -= 1
     if steps == least:
         return _waits(plan, question, limit)
     return _said(plan, structs.replace(plan, steps=steps), question, limit)
+
+
+def _admitted(plan: ClientPlan, question: Question, limit: Until) -> bool:
+    allowed = question.device.limits.upload_per_day_bytes if question.device.limits is not None else 0
+    sent = round_up_bytes(plan, question.run) if allowed else 0
+    return round_s(plan, question) <= limit.round_s and sent <= allowed
 
 
 def _larger_rank(plan: ClientPlan, question: Question, limit: Until) -> ClientPlan:

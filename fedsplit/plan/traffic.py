@@ -93,8 +93,15 @@ def round_up_bytes(plan: ClientPlan, run: RunFile) -> int:
     cost = plan.estimate
     if cost is None:
         return 0
-    steps = run.train.steps * _step(plan, cost, 1.0).up_bytes if plan.topology is not Topology.LOCAL else 0
-    return steps + cost.factors_up_bytes + LETTER_BYTES
+    headers = steps_of(plan, run) * headers_up(plan.topology, plan.micro_batches)
+    return steps_of(plan, run) * cost.up_bytes + headers + cost.factors_up_bytes + LETTER_BYTES
+
+
+def headers_up(topology: Topology, micro_batches: int) -> int:
+    """Bytes a step besides its tensors: forward, and backward where the tail is here, a micro-batch; then Prepare."""
+    if topology is Topology.LOCAL:
+        return 0
+    return HEADER_BYTES * (micro_batches * (1 if topology is Topology.V else 2) + 1)
 
 
 def _measurements(run: RunFile, rounds: range) -> int:
@@ -108,9 +115,7 @@ def _measurements(run: RunFile, rounds: range) -> int:
 
 
 def _step(plan: ClientPlan, cost: Estimate, share: float) -> Moved:
-    """Each micro-batch asks forward, and backward where the tail is here; then the step ends."""
-    pairs = plan.micro_batches * (1 if plan.topology is Topology.V else 2) + 1
-    headers = HEADER_BYTES * pairs
+    headers = headers_up(plan.topology, plan.micro_batches)
     return Moved(round(cost.up_bytes * share) + headers, round(cost.down_bytes * share) + headers)
 
 
