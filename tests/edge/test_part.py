@@ -17,8 +17,9 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from fedsplit.data.batches import Batch  # noqa: E402
+from fedsplit.edge.client import EdgeClient  # noqa: E402
 from fedsplit.edge.part import EdgePart  # noqa: E402
-from fedsplit.exchange.step import At, label_tokens, local_step  # noqa: E402
+from fedsplit.exchange.step import At, local_step  # noqa: E402
 from fedsplit.split.base import open_base  # noqa: E402
 from fedsplit.split.export.write import export  # noqa: E402
 from fedsplit.testing.models import VOCABULARY, tiny  # noqa: E402
@@ -57,21 +58,19 @@ def test_twenty_steps_end_where_torch_ends(tmp_path: Path, family: str, task: st
     (tmp_path / "graphs").mkdir()
     export(base, plan, run, tmp_path / "graphs")
     start = first_state(base, run)
-    edge, part = EdgePart(tmp_path / "graphs", run, threads=1), ClientPart(base, plan, run)
+    edge = EdgeClient(tmp_path / "graphs", plan, run, base.config.to_dict(), threads=1)
+    part = ClientPart(base, plan, run)
     edge.load(start.adapter, start.head)
     part.load(start.adapter, start.head)
     for step in range(20):
         arrays = batches(task, step)
-        outcome = local_step(part, arrays, 1.0, AT, 0)
-        tokens, loss = label_tokens(arrays), 0.0
-        for index, one in enumerate(arrays):
-            h_ND = edge.forward(index, one)
-            share, g_ND = edge.tail(one, h_ND, tokens)
-            edge.backward(index, one, g_ND)
-            loss += share
-        norm = sum(edge.squares()) ** 0.5
-        edge.step(min(1.0, 0.5 / (norm + 1e-6)), 1.0)
-        assert loss == pytest.approx(outcome.loss, rel=1e-4)
+        outcome, other = (local_step(one, arrays, 1.0, AT, 0) for one in (part, edge))
+        assert other.loss == pytest.approx(outcome.loss, rel=1e-4)
+    [asked] = batches(task, 99)[:1]
+    (loss, logits), (other_loss, other_logits) = part.score(asked, None), edge.score(asked, None)
+    assert other_loss == pytest.approx(loss, rel=1e-3)
+    assert (logits is None) == (other_logits is None) == (task == "causal-lm")
+    np.testing.assert_allclose(edge.logits(asked, None), part.logits(asked, None), rtol=1e-2, atol=1e-2)
     (mine, my_head), (theirs, their_head) = edge.read(), part.read()
     assert mine.keys() == theirs.keys()
     assert my_head.keys() == their_head.keys()
