@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedsplit.cli.methods_check import check
 from fedsplit.method.card import Card
 from fedsplit.method.registry import cards, discover, find
 
 app = typer.Typer(help="The federated methods, with their papers.")
+app.command()(check)
 
 CAPABILITIES = {
     "exact": "after a round, base + adapter equal the weighted sum of the clients' updates",

@@ -31,20 +31,26 @@ def factory_in_file(name: str, folder: Path | None) -> Factory[Any, Any]:
     Raises ConfigError where files are refused, the file is missing, does not run, or holds no such method.
     """
     # The last colon: a drive letter has one too.
-    path_text, colon, wanted = (name, "", "") if name.endswith(".py") else name.rpartition(":")
+    wanted = "" if name.endswith(".py") else name.rpartition(":")[2]
+    found = factories_in_file(name, folder)
+    if not wanted and len(found) == 1:
+        return next(iter(found.values()))
+    if factory := found.get(wanted.replace("_", "-")):
+        return factory
+    held = f"it holds {', '.join(found)}" if found else "it holds none: write @method(paper=..., title=...) above one"
+    raise ConfigError([Problem(_PATH, repr(name), "FILE.py:NAME of a method in that file", held)])
+
+
+def factories_in_file(name: str, folder: Path | None) -> dict[str, Factory[Any, Any]]:
+    """All factories of the file that ``FILE.py`` or ``FILE.py:NAME`` means. Raises ConfigError as above."""
+    path_text = name if name.endswith(".py") else name.rpartition(":")[0]
     if folder is None:
         fix = "only the operator's own run file may name one; join another run or ask for an installed method"
         raise ConfigError([Problem(_PATH, f"the file {name!r}", "a method that is installed here", fix)])
     path = (folder / path_text).resolve()
     if not path.is_file():
         raise ConfigError([Problem(_PATH, f"{name!r}, but there is no file {path}", "a Python file with a method")])
-    found = {factory.name: factory for factory in factories_of(_run(path))}
-    if not colon and len(found) == 1:
-        return next(iter(found.values()))
-    if factory := found.get(wanted.replace("_", "-")):
-        return factory
-    held = f"it holds {', '.join(found)}" if found else "it holds none: write @method(paper=..., title=...) above one"
-    raise ConfigError([Problem(_PATH, repr(name), "FILE.py:NAME of a method in that file", held)])
+    return {factory.name: factory for factory in factories_of(_run(path))}
 
 
 def _run(path: Path) -> ModuleType:

@@ -50,6 +50,45 @@ def test_an_unknown_method_is_one_line_and_exit_code_2() -> None:
     assert "Traceback" not in result.output
 
 
+WRONG = '''
+from fedsplit.method import Merged, Method, mean, merge_rule, method
+
+
+@method(paper="none", title="Right")
+def right() -> Method:
+    """Average."""
+    return Method()
+
+
+@method(paper="none", title="First")
+def first(which: int = 0) -> Method:
+    """Keep one client, and say that it is exact."""
+    @merge_rule(equal_ranks=True, exact=True)
+    def merge(parts, p_K, memory):
+        return Merged(parts[which])
+    return Method(merge=merge)
+'''
+
+
+def test_check_says_which_law_breaks_and_where(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(WRONG, "utf-8")
+    assert "laws that bind it hold" in output("check", "rbla")
+    assert "  broken " not in output("check", f"{mine}:right")
+    result = RUN.invoke(APP, ["methods", "check", str(mine), "--json"])
+    assert result.exit_code == 2, result.output
+    assert "first breaks 1 of the laws" in result.output
+    rows = {row["name"]: row for row in json.loads(result.output[: result.output.rindex("}") + 1])["methods"]}
+    assert rows["right"]["holds"]
+    broken = {law["law"]: law["broken"] for law in rows["first"]["laws"] if law["broken"]}
+    assert broken.keys() == {"an exact method gives the dense ideal"}
+    assert "is off by" in broken["an exact method gives the dense ideal"]
+    result = RUN.invoke(APP, ["methods", "check", f"{mine}:first", "--set", "which=5"])
+    assert result.exit_code == 2
+    assert "IndexError: list index out of range (mine.py:16)" in result.output
+    assert "Traceback" not in result.output
+
+
 def test_the_docs_print_the_table_of_the_registry() -> None:
     page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
     table = page.partition("<!-- methods:begin -->\n")[2].partition("<!-- methods:end -->")[0]
