@@ -82,6 +82,10 @@ class Base:
         default_factory=weakref.WeakValueDictionary, repr=False
     )
     """Frozen weights in use: segments of one process that need the same tensor share it."""
+    packed: weakref.WeakValueDictionary[tuple[object, ...], Any] = field(
+        default_factory=weakref.WeakValueDictionary, repr=False
+    )
+    """The same for matrices in fewer bits (``fewbits.Packed``)."""
     _names: dict[tuple[Task, int], Names] = field(default_factory=dict, repr=False)
 
     @property

@@ -7,6 +7,7 @@ whole model. The same list of names serves downloads: a device fetches a file wi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from fedsplit.config.run import Task
 from fedsplit.errors import ConfigError, InternalError, OutOfMemory
+from fedsplit.split import fewbits
 from fedsplit.split.base import IDENTITY, Base, Names
 from fedsplit.split.checkpoint import Stored, write
 from fedsplit.split.families import Family
@@ -85,13 +87,22 @@ def write_subset(base: Base, names: list[str], path: str | Path) -> None:
 
 
 def materialise(
-    base: Base, model: Any, names: Names, *, dtype: torch.dtype, device: torch.device, stream: bool = False
+    base: Base,
+    model: Any,
+    names: Names,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    stream: bool = False,
+    bits: Mapping[int, int] | None = None,
 ) -> None:
     """Fill the frozen parameters of a (partial) meta model that the checkpoint holds; buffers are rebuilt.
 
     ``stream``: leave the token embedding and a frozen language-model head in the file. LoRA factors and heads that
-    train stay on meta: they come with each call.
+    train stay on meta: they come with each call. ``bits``: of the matrices of some layers (``fewbits``).
     """
+    if few := fewbits.fewer(bits, dtype):
+        fewbits.replace(base, model, names.stored, few, device)
     if stream:
         _stream(base, model, names, dtype, device)
     for path in [path for path, _ in model.named_parameters(remove_duplicate=False)]:

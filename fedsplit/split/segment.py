@@ -78,14 +78,15 @@ def build(
     train_head: bool = True,
     attention: str | None = None,
     weights: bool = True,
+    bits: Mapping[int, int] | None = None,
 ) -> Segment:
     """Build the part of the task model that ``span`` names and load its weights, only those.
 
     ``lora`` None: no factors. ``ranks``: another rank for some layers (0: none). ``map_embedding``: token embedding and
     language-model head stay in the file. ``attention``: ``sdpa`` or ``eager``; by default what the model supports.
-    ``weights`` False: an outline that knows its trainable tensors and cannot run.
-    Raises ConfigError (an unsupported task, a span outside the model, a target that matches nothing, missing tensors,
-    a device that is not there) and OutOfMemory. Threads may build at once; they take turns.
+    ``weights`` False: an outline that knows its trainable tensors and cannot run. ``bits``: of some layers' matrices.
+    Raises ConfigError (task, span, target or device that is not there, missing tensors), OutOfMemory, MissingExtra.
+    Threads may build at once; they take turns.
     """
     span.check(base.num_layers)
     where, kind = device_of(device), dtype_of(dtype)
@@ -96,7 +97,7 @@ def build(
         if lora is not None:
             inject(model, base, task, lora, ranks)
         if weights:
-            materialise(base, model, names, dtype=kind, device=where, stream=map_embedding)
+            materialise(base, model, names, dtype=kind, device=where, stream=map_embedding, bits=bits)
         return Segment(base, span, task, model, kind, where, train_head, lora)
 
 
