@@ -27,6 +27,7 @@ from fedsplit.devices.load import foreign
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, PlanError, Problem
 from fedsplit.method.of_run import method_of
+from fedsplit.method.settled import settled
 from fedsplit.plan.card import ModelCard, card
 from fedsplit.plan.fleet import balanced
 from fedsplit.plan.question import Question, questions
@@ -59,6 +60,7 @@ def plan(
         check_plot(plot)
     run = load(run_file)
     model, devices, host = inputs(run, run_file, fleet, server)
+    run = settled(run, method_of(run))
     for text in change or ():
         devices = what_if(devices, text)
     if explain and explain not in devices:

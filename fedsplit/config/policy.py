@@ -83,7 +83,7 @@ def _slack(run: RunFile) -> Iterator[Problem]:
     slack, together = run.plan.slack, run.server.adapters
     if slack == "none":
         return
-    if together != "per-client":
+    if run.server.shared:
         why = "the server waits for every client in every step" if slack == "steps" else "no plan changes during a run"
         fix = f'with a shared copy {why}: set plan.slack = "none", or server.adapters = "per-client"'
         yield Problem("plan.slack", found(slack), f'"none" with server.adapters = "{together}"', fix)

@@ -138,12 +138,18 @@ class ServerSection(Section, frozen=True, kw_only=True):
     """0: any free port, printed at start."""
     public_host: str = ""
     """The address that devices are told to dial; empty: ``host``."""
-    adapters: Literal["per-client", "shared-concat", "shared-sequential"] = "per-client"
-    """The body's adapter: one a client, averaged each round; or one for all, stepped together or in turn."""
+    adapters: Literal["", "per-client", "shared-concat", "shared-sequential"] = ""
+    """The body's adapter: one a client, averaged each round; or one for all, stepped together or in turn. Empty: what
+    the method says, else one a client."""
     stash_bytes: int = 2_000_000_000
     """Activations kept between forward and backward, all clients together."""
     curve: bool = True
     """Encryption and authentication of the connection; turn off only on one machine."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether all clients train one copy of the body's adapter."""
+        return self.adapters.startswith("shared")
 
 
 class PolicySection(Section, frozen=True, kw_only=True):
@@ -170,8 +176,9 @@ class PolicySection(Section, frozen=True, kw_only=True):
 class PlanSection(Section, frozen=True, kw_only=True):
     """What the planner may decide for a device."""
 
-    layers: Literal["all", "fit"] = "all"
-    """``fit``: a device that is short of memory or time trains the most valuable layers it can, not all of them."""
+    layers: Literal["all", "fit", "rooms"] = "all"
+    """``fit``: a device that is short of memory or time trains the most valuable layers it can, not all of them.
+    ``rooms``: it holds as many layers as it has room for, others every round (set by methods that do so)."""
     ranks: tuple[int, ...] = ()
     """Smaller ranks, that ``fit`` may give a layer; larger ones are named where a device has time for them."""
     coverage: int = 0

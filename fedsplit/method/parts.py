@@ -28,7 +28,8 @@ class Ask:
     """What a plan rule may look at: nothing but arguments, so that a plan can be made again.
 
     ``layers``: decoder layers of the model. ``rank``: what the plan (else the run file) gives the client.
-    ``stats``: what the client's probe returned, by name; empty without a probe.
+    ``stats``: what the client's probe returned, by name; empty without a probe. ``rooms``: how many layers each client
+    of the round can hold, by name; empty: nobody has counted.
     """
 
     round: int
@@ -37,6 +38,7 @@ class Ask:
     layers: int
     rank: int
     stats: Mapping[str, float] = field(default_factory=dict)
+    rooms: Mapping[str, int] = field(default_factory=dict)
 
 
 # ---- plan rules ------------------------------------------------------------------------------------------------------
@@ -45,11 +47,13 @@ class Ask:
 @dataclass(frozen=True)
 class Placement:
     """Who holds which segment: the topologies the planner may choose from. ``keep``: share of the body's layers in an
-    emulator that the device holds instead of the body (FedBiOT); 0: no emulator."""
+    emulator that the device holds instead of the body (FedBiOT); 0: no emulator. ``server``: how the server holds the
+    body's factors (``server.adapters`` of a run file); empty: as that says."""
 
     name: str
     allowed: frozenset[Topology]
     keep: float = 0.0
+    server: Literal["", "per-client", "shared-concat", "shared-sequential"] = ""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,12 @@ class LayerChoice:
 
 @dataclass(frozen=True)
 class LayerRule:
-    """Which layers a client holds and trains this round."""
+    """Which layers a client holds and trains this round. ``rooms``: it holds no more than it has room for; those of
+    ``Ask.rooms`` are given out together."""
 
     name: str
     choose: Callable[[Ask], LayerChoice]
+    rooms: bool = False
 
 
 @dataclass(frozen=True)

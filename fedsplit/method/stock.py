@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from array_api_compat import array_namespace
 
 from fedsplit.lora.lowrank import LowRank
@@ -30,6 +32,11 @@ local = Placement("local", frozenset({Topology.LOCAL}))
 u = Placement("u", frozenset({Topology.U}))
 v = Placement("v", frozenset({Topology.V}))
 w = Placement("w", frozenset({Topology.W}))
+
+
+def split(server: Literal["per-client", "shared-concat", "shared-sequential"]) -> Placement:
+    """A part of every model is at the server, whose factors are copies or one copy (``server.adapters``)."""
+    return Placement(f"split, {server}", frozenset({Topology.U, Topology.V, Topology.W}), server=server)
 
 
 def _all_layers(ask: Ask) -> LayerChoice:

@@ -75,7 +75,7 @@ class Copies:
         self, segment: Segment, mode: str, train: TrainSection, kept: Mapping[str, NDArray[Any]] | None = None
     ) -> None:
         self._kept = dict(kept or {})
-        self.shared = mode != "per-client"
+        self.shared = mode.startswith("shared")
         self._together = mode == "shared-concat"
         self._segment, self._train = segment, train
         self._leaves: dict[str, dict[str, Tensor]] = {}

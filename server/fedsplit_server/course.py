@@ -274,7 +274,7 @@ class Course:
         """A client that was lost starts its round again; a shared copy has its steps inside, so then all do."""
         hurry(opened, self._roster, self._run.rounds.deadline_s, now)
         if member.held_by_server is not None:
-            if self._run.server.adapters != "per-client":
+            if self._run.server.shared:
                 return self._open_round(now, again=opened)
             state = self._rules.state
             seat = self._letters.seat(member, state, self._era + 1)

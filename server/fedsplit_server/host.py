@@ -91,7 +91,7 @@ class Host:
             rank=run.lora.rank,
             seed=run.run.seed,
             num_layers=parts.base.num_layers,
-            shared=run.server.adapters != "per-client",
+            shared=run.server.shared,
         )
         letters = Letters(portions, head_modules, heads_return=run.model.head == "fedavg")
         planning = Planning(run, parts.base, parts.server, self.roster.beside)

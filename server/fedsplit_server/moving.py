@@ -148,7 +148,7 @@ class Moving:
 def replans(run: RunFile) -> bool:
     """Whether plans may change during this run. With a shared copy the cut decides which factors are shared, so
     another cut would be another training."""
-    return run.plan.replan and run.server.adapters == "per-client"
+    return run.plan.replan and not run.server.shared
 
 
 def gain(found: Replanned) -> str:

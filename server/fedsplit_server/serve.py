@@ -20,6 +20,7 @@ from fedsplit.events import Emit, Note, silent
 from fedsplit.method.of_run import method_of as method_of_run
 from fedsplit.method.of_run import mixes_ranks
 from fedsplit.method.record import Method, Phases
+from fedsplit.method.settled import settled
 from fedsplit.method.stored import weights_digest
 from fedsplit.plan.depth import check_depth
 from fedsplit.probe.measure import this_device
@@ -87,10 +88,10 @@ def serve(
     with ExitStack() as stack:
         stack.enter_context(folder.lock())
         folder.begin(dumps(run), resume=resume)
+        run = settled(run, method)
         base = open_base(model_folder(run.model.path))
         _check_model(run, base)
-        first = first_state(base, run)
-        refuse_dead(first, method)
+        refuse_dead(first := first_state(base, run), method)
         # Before the body is loaded: plans count it into what is free now.
         own = profile or this_device(emit=emit, seconds=MEASURE_S, device=str(device_of(device)))
         emit(Note(text=f"plans take this machine for {described(own)}"))

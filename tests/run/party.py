@@ -16,6 +16,7 @@ from fedsplit.devices.profile import DeviceProfile
 from fedsplit.events import Event
 from fedsplit.exchange.feed import Feed
 from fedsplit.exchange.part import Part
+from fedsplit.method.settled import settled
 from fedsplit.method.stored import weights_digest
 from fedsplit.split.base import Base, open_base
 from fedsplit.state.personal import Personal
@@ -203,10 +204,11 @@ class Party:
         if self._starts:
             self.link = Loopback()
         self._starts += 1
-        run, runs = self.run, RunDir(self.folder / "run")
-        runs.begin(dumps(run), resume=self._starts > 1)
+        method, runs = method_of(self.run), RunDir(self.folder / "run")
+        runs.begin(dumps(self.run), resume=self._starts > 1)
+        run = settled(self.run, method)
         journal = runs.journal()
-        self.keeper = Keeper(run, runs, journal, method_of(run), first_state(self.base, run), self.events.append)
+        self.keeper = Keeper(run, runs, journal, method, first_state(self.base, run), self.events.append)
         parts = Parts(
             run=run,
             base=self.base,

@@ -1,0 +1,100 @@
+"""What a method decides that a run file leaves open: the topologies, the server's copies, how layers are given out.
+
+The run that is planned and served is the settled one. What a file says by itself is never overruled: where method and
+file contradict each other, both are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from msgspec import structs
+
+from fedsplit.config.policy import PERMISSION, policy
+from fedsplit.config.run import RunFile
+from fedsplit.config.shape import found
+from fedsplit.errors import ConfigError, Problem
+from fedsplit.method.parts import Placement
+from fedsplit.method.record import Method, Phases, every
+from fedsplit.plan.types import Topology
+
+
+def settled(run: RunFile, method: Method | Phases) -> RunFile:
+    """``run`` with ``policy.topologies``, ``server.adapters`` and ``plan.layers`` as the method and the file together
+    have them. Settling twice changes nothing.
+
+    Raises ConfigError with all that the file says and the method does not allow.
+    """
+    places = [one.topology for one in every(method)]
+    problems = [*_adapters(run, method, places), *_layers(run, method), *_topologies(run, method, places)]
+    if problems:
+        raise ConfigError(problems)
+    asked = next((place.server for place in places if place.server), "")
+    rooms = any(one.layers.rooms for one in every(method))
+    changed = structs.replace(
+        run,
+        server=structs.replace(run.server, adapters=run.server.adapters or asked),
+        policy=structs.replace(run.policy, topologies=_left(run, places)),
+        plan=structs.replace(run.plan, layers="rooms" if rooms else run.plan.layers),
+    )
+    if problems := list(policy(changed)):
+        raise ConfigError(problems)
+    return changed
+
+
+def _left(run: RunFile, places: Sequence[Placement]) -> tuple[str, ...]:
+    """The topologies that both allow, and no key forbids; empty where nobody says anything."""
+    allowed = _allowed(places)
+    if allowed == frozenset(Topology):
+        return run.policy.topologies
+    mine = run.policy.topologies or [str(one) for one in Topology if _permitted(run, one)]
+    return tuple(one for one in mine if Topology(one) in allowed)
+
+
+def _allowed(places: Sequence[Placement]) -> frozenset[Topology]:
+    return frozenset(Topology).intersection(*(place.allowed for place in places))
+
+
+def _permitted(run: RunFile, topology: Topology) -> bool:
+    key, _ = PERMISSION.get(topology, ("", ""))
+    return not key or bool(getattr(run.policy, key))
+
+
+def _topologies(run: RunFile, method: Method | Phases, places: Sequence[Placement]) -> Iterator[Problem]:
+    allowed = _allowed(places)
+    words = f"{', '.join(one for one in Topology if one in allowed)} with method {method.name!r}"
+    if not _left(run, places) and allowed != frozenset(Topology):
+        fix = "take them out, or take another method (fedsplit methods)"
+        yield Problem("policy.topologies", ", ".join(run.policy.topologies) or "none permitted", words, fix)
+    for i, section in enumerate(run.clients):
+        if section.topology and Topology(section.topology) not in allowed:
+            fix = "remove it, or take another method (fedsplit methods)"
+            yield Problem(f"clients[{i}].topology", found(section.topology), f"one of {words}", fix)
+
+
+def _adapters(run: RunFile, method: Method | Phases, places: Sequence[Placement]) -> Iterator[Problem]:
+    asked = sorted({place.server for place in places if place.server})
+    said = run.server.adapters
+    if len(asked) > 1:
+        words = "phases that hold the body's factors in one way"
+        yield Problem("method", f"{method.name!r} with {' and '.join(asked)}", words)
+    elif asked and said not in ("", asked[0]):
+        fix = "remove it, or take another method or option (fedsplit methods)"
+        words = f'"{asked[0]}" with method {method.name!r} ({places[0].name})'
+        yield Problem("server.adapters", found(said), words, fix)
+
+
+def _layers(run: RunFile, method: Method | Phases) -> Iterator[Problem]:
+    rooms = {one.layers.rooms for one in every(method)}
+    said = run.plan.layers
+    if len(rooms) > 1:
+        yield Problem("method", f"{method.name!r}, which gives layers out in some rounds alone", "all rounds alike")
+    elif rooms == {True} and said == "fit":
+        words = f'"all" with method {method.name!r}, which itself decides which layers a device holds'
+        yield Problem("plan.layers", found(said), words, "remove it")
+    elif rooms == {False} and said == "rooms":
+        fix = "remove it, or take method fedra"
+        yield Problem("plan.layers", found(said), f'"all" or "fit" with method {method.name!r}', fix)
+    if rooms == {True} and run.plan.slack != "none":
+        words = f'"none" with method {method.name!r}, where a device is given other layers every round'
+        yield Problem("plan.slack", found(run.plan.slack), words, "remove it")

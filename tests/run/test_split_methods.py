@@ -1,0 +1,85 @@
+"""SplitFed and SplitLoRA: what a method settles, what its versions equal, and that they run between real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fedsplit.config.load import loads
+from fedsplit.errors import ConfigError
+from fedsplit.method.of_run import method_of
+from fedsplit.method.settled import settled
+from fedsplit.plan.types import Topology
+from tests.run.conftest import run_file
+from tests.run.party import Party
+
+Make = Callable[..., Party]
+CUTS = {"a": "cut = [1, 3]", "b": "cut = [2, 5]", "c": "cut = [3, 6]"}
+ONE = {"a": "cut = [1, 3]"}
+SGD: dict[str, object] = {"train__optimizer": "sgd", "train__learning_rate": 0.1}
+
+
+def of(name: str, clients: dict[str, str] | None = None, **settings: Any) -> Any:
+    run = loads(run_file(clients or {"a": ""}, method__name=name, **settings))
+    return settled(run, method_of(run))
+
+
+def test_a_method_settles_copies_and_topologies() -> None:
+    run = of("splitlora")
+    assert run.server.adapters == "shared-concat"
+    assert "local" not in run.policy.topologies
+    assert settled(run, method_of(run)) == run
+    turns = of("splitfed", **{"method.options__version": "v2"}, policy__topologies=["local", "u"])
+    assert (turns.server.adapters, turns.policy.topologies) == ("shared-sequential", ("u",))
+    assert not of("fedavg").server.shared
+    closed = of("splitfed", policy__shares_labels=False, policy__exposes_tokens=False, policy__min_front=1)
+    assert closed.policy.topologies == ("u",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found", "expected"),
+    [
+        ({"server__adapters": "per-client"}, r'server.adapters: found "per-client"', "shared-concat.*splitlora"),
+        ({"policy__topologies": ["local"]}, r"policy.topologies: found local", "splitlora"),
+        ({"clients": {"a": 'topology = "local"'}}, r'clients\[0\].topology: found "local"', "splitlora"),
+        ({"plan__slack": "steps"}, r"plan.slack", "shared-concat"),
+        ({"plan__layers": "rooms"}, r'plan.layers: found "rooms"', "splitlora"),
+    ],
+)
+def test_what_the_file_says_otherwise_is_refused_with_both_names(
+    settings: dict[str, Any], found: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"(?s){found}.*{expected}"):
+        of("splitlora", **settings)
+
+
+def test_splitfed_v1_is_fedavg_on_the_unsplit_model(party: Make, reference: Make) -> None:
+    settings = {"train__rounds": 2, "lora__dropout": 0.1}
+    whole = reference(dict.fromkeys(CUTS, 'topology = "local"'), **settings)
+    split = party(CUTS, **settings, method__name="splitfed")
+    assert {member.plan.topology for member in split.host.roster} <= {Topology.U, Topology.V, Topology.W}
+    assert split.digest == whole.digest
+
+
+def test_splitfed_v2_of_one_client_is_v1(party: Make) -> None:
+    runs = [
+        party(ONE, **SGD, train__rounds=2, method__name="splitfed", **{"method.options__version": version})
+        for version in ("v1", "v2")
+    ]
+    assert runs[0].digest == runs[1].digest
+
+
+def test_splitlora_trains_one_copy(party: Make) -> None:
+    """Together and in turn are other trainings; of one client they are the same."""
+    found = {}
+    for server in ("together", "in-turn"):
+        many, one = (
+            party(clients, **SGD, train__rounds=2, method__name="splitlora", **{"method.options__server": server})
+            for clients in (CUTS, ONE)
+        )
+        assert many.host.course._run.server.shared
+        found[server] = many.digest, one.digest
+    assert found["together"][0] != found["in-turn"][0]
+    assert found["together"][1] == found["in-turn"][1]
