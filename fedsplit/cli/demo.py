@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 
 from fedsplit import assets
+from fedsplit.cli.chosen_method import MethodName, Options, flags_of, with_method
 from fedsplit.cli.display import AccuracyRow, Display, accuracy_table, show_profile
 from fedsplit.cli.export import load_line
 from fedsplit.cli.plan import model_card
@@ -29,6 +30,7 @@ from fedsplit.config.run import RunFile
 from fedsplit.data.stdlib import AREAS, ClientFiles, write_clients
 from fedsplit.devices.load import save
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.method.of_run import method_of
 from fedsplit.plan.question import questions
 from fedsplit.plan.solve import planned
 from fedsplit.plan.types import Cut, Plan
@@ -102,6 +104,8 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the adapter.")] = Path("demo-adapter"),
     rounds: Annotated[int, typer.Option(help="Rounds of three steps on each device.")] = 10,
     test_rows: Annotated[int, typer.Option(help="Passages that the comparison is measured on.")] = 300,
+    method: MethodName = "",
+    options: Options = None,
     json: Annotated[bool, typer.Option("--json", help="At the end, print the numbers as one JSON object.")] = False,
 ) -> None:
     """Three devices and a server on this machine fine-tune a real pretrained model together, over encrypted TCP."""
@@ -119,12 +123,13 @@ def demo(
         _show_data(files, console)
         console.rule("3  the plan: who holds and trains what", align="left")
         run_file = _write_run(folder, files, rounds, {})
-        run = loads(run_file.read_text("utf-8"), str(run_file))
+        run = with_method(loads(run_file.read_text("utf-8"), str(run_file)), method, options)
+        method_of(run)  # refused before anything is trained
         plan = _show_plan(run, run_file, profiles, here, console)
         # What is shown is what is done: the server, which sees each client alone, finds the cuts in the run file.
         run_file = _write_run(folder, files, rounds, {client.client: client.cut for client in plan.clients})
         console.rule("4  training together: four processes, encrypted TCP", align="left")
-        done = _train(run_file, console)
+        done = _train(run_file, flags_of(method, options), console)
         console.rule("5  what it was worth", align="left")
         card = export(done.folder, out)
         with Display(title="each device alone, for comparison", console=console) as emit:
@@ -190,6 +195,6 @@ def _show_plan(
     return plan
 
 
-def _train(run_file: Path, console: Console) -> Simulated:
+def _train(run_file: Path, flags: Sequence[str], console: Console) -> Simulated:
     with Display(title="together", console=console) as emit:
-        return run_processes(run_file, emit=emit)
+        return run_processes(run_file, emit=emit, flags=flags)

@@ -13,6 +13,7 @@ import msgspec
 import typer
 
 from fedsplit import assets
+from fedsplit.cli.chosen_method import MethodName, Options, with_method
 from fedsplit.cli.gathered import Gathered
 from fedsplit.cli.plan_picture import picture
 from fedsplit.cli.plan_plot import check_plot, write_plot
@@ -47,6 +48,8 @@ def plan(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw time and memory: png, svg or pdf.")
     ] = None,
+    method: MethodName = "",
+    options: Options = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Plan every device of a run: topology, cut, memory, time, bytes, what the server can learn, and why.
@@ -58,7 +61,7 @@ def plan(
         return
     if plot is not None:
         check_plot(plot)
-    run = load(run_file)
+    run = with_method(load(run_file), method, options)
     model, devices, host = inputs(run, run_file, fleet, server)
     run = settled(run, method_of(run))
     for text in change or ():

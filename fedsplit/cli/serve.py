@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from fedsplit.cli.chosen_method import MethodName, Options, with_method
 from fedsplit.cli.interrupts import if_interrupted, kept_in
 from fedsplit.cli.output import view
 from fedsplit.cli.sizes import parse_size
@@ -33,12 +34,14 @@ def serve(
     host: Annotated[str, typer.Option(help="Listen on this address instead of server.host.")] = "",
     port: Annotated[int, typer.Option(help="Listen on this port instead of server.port; 0: any free one.")] = -1,
     link_file: Annotated[Path | None, typer.Option(help="Also write the join line to this file.")] = None,
+    method: MethodName = "",
+    options: Options = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an event instead of the view.")] = False,
 ) -> None:
     """Host a run; prints the line that a device must type. Ctrl-C saves; the same command with --resume goes on."""
     from fedsplit_server import serve as server
 
-    run = with_address(load(run_file), host, port)
+    run = with_method(with_address(load(run_file), host, port), method, options)
     memory = parse_size(gpu_memory, "--gpu-memory") if gpu_memory else 0
     own = find(profile) if profile else None
     folder = server.run_folder(run)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import IO, Annotated
 
 import typer
 
+from fedsplit.cli.chosen_method import MethodName, Options, flags_of, with_method
 from fedsplit.cli.display import AccuracyRow, accuracy_table
 from fedsplit.cli.emulated import devices_of, holding, written
 from fedsplit.cli.failures import failure
@@ -28,6 +30,7 @@ from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.emulate.emulation import Emulation
 from fedsplit.errors import ConfigError, Problem, Timeout
 from fedsplit.events import Emit, Event, Finished, Note, RoundStarted, from_json, silent
+from fedsplit.method.of_run import method_of
 from fedsplit.wire.link import JoinLink
 
 START_S = 120.0
@@ -51,6 +54,8 @@ def simulate(
         bool, typer.Option("--emulate", help="Hold every client to its device's speed, link and memory.")
     ] = False,
     fleet: Annotated[str, typer.Option(help="Clients' devices are members of this fleet: a file, home, campus.")] = "",
+    method: MethodName = "",
+    options: Options = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an event instead of the view.")] = False,
 ) -> None:
     """Start a server and all clients of a run file as real processes on this machine and show them in one view.
@@ -58,10 +63,13 @@ def simulate(
     With --emulate a wrong plan fails here as it would on the devices: a client that takes more memory than a plan may
     fill on its device is killed and named (exit code 7).
     """
-    run = load(run_file)
-    folder = _folder(run, run_file)
+    run = with_method(load(run_file), method, options)
+    method_of(run)  # a word that is wrong is refused before a process is started
+    folder, flags = _folder(run, run_file), flags_of(method, options)
     with if_interrupted(lambda: kept_in(folder)), view(f"simulating {run.run.name}", json) as emit:
-        done = run_processes(run_file, emit=emit, resume=resume, device=device, emulate=emulate, fleet=fleet)
+        done = run_processes(
+            run_file, emit=emit, resume=resume, device=device, emulate=emulate, fleet=fleet, flags=flags
+        )
     if not json:
         _report(done, run)
 
@@ -75,12 +83,13 @@ def run_processes(
     profile: Path | None = None,
     emulate: bool = False,
     fleet: str = "",
+    flags: Sequence[str] = (),
 ) -> Simulated:
     """One server and one process for every ``[[clients]]``; returns when all have ended.
 
     ``profile``: what every client says of itself where the run file names no device (this machine's by default).
     ``device``: where the server's body runs. ``emulate``: hold every client to its device's profile; ``fleet``: a fleet
-    file or name whose members the clients' devices are.
+    file or name whose members the clients' devices are. ``flags``: of ``fedsplit serve``, beside its own.
 
     :raises ConfigError: the run file has no clients with data, or with ``emulate`` one without a device.
     :raises OutOfMemory: a client took more memory than its emulated device could give.
@@ -96,7 +105,7 @@ def run_processes(
         emulation = stack.enter_context(Emulation(holding(devices, run, emit))) if emulate else None
         crew = stack.enter_context(Crew(emit, emulation))
         link = scratch / "link"
-        flags = ["--resume"] if resume else []
+        flags = [*flags, *(["--resume"] if resume else [])]
         crew.start("", ["serve", str(run_file), "--port", "0", "--link-file", str(link), "--device", device, *flags])
         address = crew.wait_for_file(link, START_S)
         for section in run.clients:

@@ -99,14 +99,20 @@ def anchor(run: RunFile, folder: Path) -> RunFile:
     def maybe(value: str) -> str:
         return path(value) if value and (folder / Path(value).expanduser()).exists() else value
 
+    def method(value: str) -> str:
+        if value.endswith(".py"):
+            return maybe(value)
+        file, colon, name = value.rpartition(":")
+        return maybe(file) + colon + name if colon else value
+
     replace = msgspec.structs.replace
-    method, colon, name = run.method.name.rpartition(":")
+    phases = tuple(replace(one, name=method(one.name)) for one in run.method.phases)
     clients = tuple(replace(one, data=path(one.data), device=maybe(one.device)) for one in run.clients)
     return replace(
         run,
         run=replace(run.run, dir=path(run.run.dir or f"runs/{run.run.name}")),
         model=replace(run.model, path=maybe(run.model.path)),
         server_data=replace(run.server_data, path=path(run.server_data.path)),
-        method=replace(run.method, name=maybe(method) + colon + name if colon else run.method.name),
+        method=replace(run.method, name=method(run.method.name), phases=phases),
         clients=clients,
     )

@@ -217,6 +217,19 @@ class ServerDataSection(Section, frozen=True, kw_only=True):
     """The operator's own validation rows; empty: none."""
 
 
+class PhaseSection(Section, frozen=True, kw_only=True):
+    """Another method from a round on."""
+
+    round: int
+    """The first round of this phase; rounds count from 0."""
+    name: str = ""
+    """A method, as in ``[method]``; empty: the one that is named there."""
+    options: dict[str, int | float | str | bool] = field(default_factory=dict)
+    """That method's settings."""
+    but: dict[str, str | dict[str, int | float | str | bool]] = field(default_factory=dict)
+    """Stock parts in place of that method's own."""
+
+
 class MethodSection(Section, frozen=True, kw_only=True):
     """How updates are made and merged."""
 
@@ -224,6 +237,10 @@ class MethodSection(Section, frozen=True, kw_only=True):
     """A method of ``fedsplit methods``, or ``./file.py:name``."""
     options: dict[str, int | float | str | bool] = field(default_factory=dict)
     """The method's own settings."""
+    but: dict[str, str | dict[str, int | float | str | bool]] = field(default_factory=dict)
+    """Stock parts in place of the method's own: a part's name, or a table of it and its options."""
+    phases: tuple[PhaseSection, ...] = ()
+    """Other methods from later rounds on, each a ``[[method.phases]]`` with its first ``round``."""
 
 
 class ClientSection(Section, frozen=True, kw_only=True):

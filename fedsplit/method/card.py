@@ -64,7 +64,7 @@ class Factory(Generic[P, M]):
     def build(self, options: Mapping[str, Value]) -> M:
         """The method with options of a run file. Raises ConfigError on unknown ones and wrong types, all at once."""
         make: Callable[..., M] = self
-        return make(**checked(self._make, options, self.name))
+        return make(**checked(self._make, options, f"method {self.name}"))
 
     @property
     def card(self) -> Card:

@@ -95,10 +95,30 @@ def contradictions(method: Method) -> tuple[Contradiction, ...]:
     return (*found, *_not_carried_out(method))
 
 
+def between(phases: Phases) -> tuple[Contradiction, ...]:
+    """What one phase settles for all of them, and a later one wants otherwise."""
+    found: list[Contradiction] = []
+    first, *later = phases.methods
+    for start, phase in zip(phases.starts[1:], later, strict=True):
+        one, other = (f"{{}} = {{}} {when}" for when in (f"from round {start}", "before"))
+        if not phase.topology.allowed & first.topology.allowed:
+            why = "a client keeps its segment for the whole run"
+            names = (one.format("topology", phase.topology.name), other.format("topology", first.topology.name))
+            found.append(Contradiction(*names, why, {"topology": stock.planned}))
+        if phase.start.first != first.start.first:
+            why = f"the first factors are drawn once, by the law {first.start.first}"
+            names = (one.format("start", phase.start.name), other.format("start", first.start.name))
+            found.append(Contradiction(*names, why, {"start": first.start}))
+    return tuple(found)
+
+
 def check(method: Method | Phases) -> None:
-    """Raise IncompatibleParts with every contradiction of ``method`` (of each phase); return where there is none."""
+    """Raise IncompatibleParts with every contradiction of ``method``, of each phase and between phases; return where
+    there is none."""
     phases = method.methods if isinstance(method, Phases) else (method,)
     found = dict.fromkeys(str(problem) for phase in phases for problem in contradictions(phase))
+    if isinstance(method, Phases):
+        found |= dict.fromkeys(map(str, between(method)))
     if found:
         raise IncompatibleParts(f"method {method.name}: " + "\n  ".join(found))
 

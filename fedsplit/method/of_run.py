@@ -6,17 +6,17 @@ from pathlib import Path
 
 from fedsplit.config.run import RunFile
 from fedsplit.errors import ConfigError, Problem
+from fedsplit.method.composed import composed
 from fedsplit.method.record import Method, Phases
-from fedsplit.method.registry import build
 
 
 def method_of(run: RunFile) -> Method | Phases:
     """The run's method; one from a file was made absolute when the run file was read.
 
-    Raises ConfigError on an unknown name or option, and where ``plan.ranks`` or ``plan.slack`` allow ranks that it
-    cannot merge; IncompatibleParts where its parts contradict each other.
+    Raises ConfigError on an unknown name, option or part, on phases that never come, and where ``plan.ranks`` or
+    ``plan.slack`` allow ranks that it cannot merge; IncompatibleParts where its parts contradict each other.
     """
-    method = build(run.method.name, run.method.options, folder=Path())
+    method = composed(run.method, run.train.rounds, folder=Path())
     phases = method.methods if isinstance(method, Phases) else (method,)
     if not mixes_ranks(run) or all(phase.unequal_ranks for phase in phases):
         return method

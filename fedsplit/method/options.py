@@ -28,35 +28,47 @@ class Option:
     choices: tuple[Value, ...] = ()
 
 
-def options_of(make: Callable[..., object]) -> tuple[Option, ...]:
-    """The parameters of ``make``. Raises InternalError where one has no default or a type that no run file can say."""
+def options_of(make: Callable[..., object], *, skip: bool = False) -> tuple[Option, ...]:
+    """The parameters of ``make``. Raises InternalError where one has no default or a type that no run file can say.
+
+    ``skip``: a parameter of another type is left out, for those who call the function from Python, and one may lack a
+    default.
+    """
     hints = get_type_hints(make)
     found = []
     for name, parameter in inspect.signature(make).parameters.items():
         kinds = _alternatives(hints.get(name, str))
-        if parameter.default is parameter.empty or not kinds:
+        missing = parameter.default is parameter.empty
+        if skip and not kinds:
+            continue
+        if not skip and (missing or not kinds):
             raise InternalError(
                 f"method {make.__name__}: option {name} needs a default and a type among int, float, str, bool, Literal"
             )
         choices = tuple(kind for kind in kinds if not isinstance(kind, type))
         words = [kind.__name__ for kind in kinds if isinstance(kind, type)] + [repr(choice) for choice in choices]
-        found.append(Option(name, " or ".join(words), parameter.default, choices))
+        found.append(Option(name, " or ".join(words), None if missing else parameter.default, choices))
     return tuple(found)
 
 
-def checked(make: Callable[..., object], options: Mapping[str, Value], method: str) -> dict[str, Value]:
-    """``options`` as arguments for ``make``. Raises ConfigError with every unknown name and every wrong type."""
+def checked(
+    make: Callable[..., object], options: Mapping[str, Value], owner: str, *, path: str = "method.options"
+) -> dict[str, Value]:
+    """``options`` as arguments for ``make``, which is ``owner``'s ("method NAME"). ``path``: where they stand.
+
+    Raises ConfigError with every unknown name and every wrong type.
+    """
     hints = get_type_hints(make)
-    known = {option.name: option for option in options_of(make)}
+    known = {option.name: option for option in options_of(make, skip=True)}
     problems, arguments = [], {}
     for name, value in options.items():
-        path = f"method.options.{name}"
+        here = f"{path}.{name}"
         if name not in known:
-            problems.append(_unknown(path, name, method, known))
+            problems.append(_unknown(here, name, owner, known))
             continue
         accepted = _accept(value, _alternatives(hints[name]))
         if accepted is None:
-            problems.append(Problem(path, f"{value!r} ({type(value).__name__})", known[name].type))
+            problems.append(Problem(here, f"{value!r} ({type(value).__name__})", known[name].type))
         else:
             arguments[name] = accepted
     if problems:
@@ -64,12 +76,12 @@ def checked(make: Callable[..., object], options: Mapping[str, Value], method: s
     return arguments
 
 
-def _unknown(path: str, name: str, method: str, known: Mapping[str, Option]) -> Problem:
+def _unknown(path: str, name: str, owner: str, known: Mapping[str, Option]) -> Problem:
     if not known:
-        return Problem(path, "an option", f"none: method {method} has no options", "remove it")
+        return Problem(path, "an option", f"none: {owner} has no options", "remove it")
     near = difflib.get_close_matches(name, known, n=1)
     fix = f"did you mean {near[0]}?" if near else ""
-    return Problem(path, "an unknown option", f"one of {', '.join(known)} (method {method})", fix)
+    return Problem(path, "an unknown option", f"one of {', '.join(known)} ({owner})", fix)
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

@@ -234,11 +234,15 @@ def _next_factors(
         b = _stepped(before.B_MR, after.B_MR, rule, memory, f"{key}/B/") if "B" in trains else before.B_MR
         a = _stepped(before.A_RN, after.A_RN, rule, memory, f"{key}/A/") if "A" in trains else before.A_RN
         after = LowRank(b, a)
+    else:  # what an optimiser of an earlier phase remembered is about factors that are gone
+        for side in ("A", "B"):
+            _forget(memory, f"{key}/{side}/")
     return rule.start.then(after, _memory(state, key, seed)).astype(state.adapter[key].dtype)
 
 
 def _stepped(previous: Array, merged: Array, rule: Method, memory: dict[str, Array], prefix: str) -> Array:
     following, remembered = rule.server_opt.step(previous, merged, _recall(memory, prefix))
+    _forget(memory, prefix)
     memory.update({f"{prefix}{name}": array for name, array in remembered.items()})
     return following
 

@@ -36,6 +36,7 @@ def public(run: RunFile, client: str) -> RunFile:
     """The run file as ``client`` may see it: what it trains, nothing about the operator's folders or other clients."""
     change = msgspec.structs.replace
     own = tuple(change(one, data="", device="") for one in run.clients if one.name == client)
+    phases = tuple(change(one, name=PurePath(one.name).name) for one in run.method.phases)
     path = run.model.path if run.model.path in assets.NAMES else PurePath(run.model.path).name
     return change(
         run,
@@ -43,7 +44,7 @@ def public(run: RunFile, client: str) -> RunFile:
         model=change(run.model, path=path),
         server=ServerSection(adapters=run.server.adapters, curve=run.server.curve),
         server_data=ServerDataSection(),
-        method=change(run.method, name=PurePath(run.method.name).name),
+        method=change(run.method, name=PurePath(run.method.name).name, phases=phases),
         clients=own,
     )
 

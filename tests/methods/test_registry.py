@@ -119,14 +119,14 @@ def typed(
     ],
 )
 def test_options_that_fit(given: dict[str, Any], expected: dict[str, Any]) -> None:
-    result = checked(typed, given, "typed")
+    result = checked(typed, given, "method typed")
     assert result == expected
     assert {name: type(value) for name, value in result.items()} == {n: type(v) for n, v in expected.items()}
 
 
 def test_all_wrong_options_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        checked(typed, {"n": True, "x": "1", "s": 1, "b": 1, "c": 4, "nn": 1, "o": "none"}, "typed")
+        checked(typed, {"n": True, "x": "1", "s": 1, "b": 1, "c": 4, "nn": 1, "o": "none"}, "method typed")
     text = str(caught.value)
     assert len(caught.value.problems) == 7
     assert "method.options.n: found True (bool), expected int" in text
@@ -137,7 +137,7 @@ def test_all_wrong_options_are_reported_at_once() -> None:
 
 def test_a_method_without_options_says_so() -> None:
     with pytest.raises(ConfigError, match="method plain has no options; remove it"):
-        checked(lambda: None, {"rank": 3}, "plain")
+        checked(lambda: None, {"rank": 3}, "method plain")
 
 
 def test_an_option_no_run_file_can_say_is_the_authors_mistake() -> None:

@@ -1,0 +1,177 @@
+"""``[method]`` of a run file: stock parts by name, phases, and everything that is wrong with either at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fedsplit.cli.chosen_method import flags_of, options_from, with_method
+from fedsplit.cli.main import make_app
+from fedsplit.cli.verbs import VERBS
+from fedsplit.config.load import dumps, load, loads
+from fedsplit.errors import ConfigError, IncompatibleParts
+from fedsplit.method import Method, Phases, phases, stock
+from fedsplit.method.check import check
+from fedsplit.method.of_run import method_of
+from fedsplit.method.parts import Start
+from fedsplit.method.record import SLOTS, part_name
+from fedsplit.method.shelf import shelf
+
+RUN = '[model]\npath = "minilm"\n[train]\nrounds = 30\n'
+COMPOSED = (
+    RUN
+    + """
+[method]
+name = "flexlora"
+[method.but]
+weights = "uniform"
+ranks = { name = "per_device", fit = "slice" }
+[[method.phases]]
+round = 20
+name = "fedavg"
+options = { weights = "uniform" }
+but = { server_opt = { name = "momentum", decay = 0.5 } }
+"""
+)
+APP = make_app(VERBS)
+
+
+def made(text: str) -> Method | Phases:
+    return method_of(loads(text))
+
+
+def test_parts_and_phases_of_a_run_file() -> None:
+    run = loads(COMPOSED)
+    assert loads(dumps(run)) == run
+    method = method_of(run)
+    assert isinstance(method, Phases)
+    assert method.starts == (0, 20)
+    first, later = method.at(19), method.at(20)
+    assert {slot: first.parts()[slot] for slot in ("weights", "merge", "server_opt")} == {
+        "weights": "uniform",
+        "merge": "exact",
+        "server_opt": "replace",
+    }
+    assert (later.server_opt.name, later.merge_rule.name, later.weight_rule.name) == ("momentum", "fedavg", "uniform")
+
+
+def test_every_part_of_the_defaults_and_every_stock_module_is_on_the_shelf() -> None:
+    assert tuple(shelf()) == SLOTS
+    for slot, name in Method().parts().items():
+        assert next(iter(shelf()[slot])) == name
+    assert {"fedavg", "exact", "fold_all"} <= shelf()["merge"].keys()
+    assert {"replace", "momentum", "fedadam"} <= shelf()["server_opt"].keys()
+    assert {"both", "only_B", "alternate"} <= shelf()["factors"].keys()
+
+
+def test_the_docs_name_every_stock_part() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    for slot, parts in shelf().items():
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| `{slot}` |")]
+        for name, part in parts.items():
+            assert f"`{name}" in line or f"`{part_name(part)}" in line, f"docs/methods.md: {slot} lacks {name}"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ('[method.but]\nserver_op = "replace"', "method.but.server_op: found no part.*did you mean server_opt"),
+        ('[method.but]\nserver_opt = "fedadm"', "found 'fedadm', expected one of replace.*did you mean fedadam"),
+        ("[method.but]\nserver_opt = {decay = 0.5}", "method.but.server_opt: found a table without a name"),
+        (
+            '[method.but]\nserver_opt = {name = "momentum", dcay = 0.5}',
+            r"server_opt.dcay: found an unknown option.*\(part momentum\); did you mean decay",
+        ),
+        ('[method.but]\nweights = {name = "uniform", x = 1}', "method.but.weights: found options x, expected none"),
+        ("[[method.phases]]\nround = 0", r"method.phases\[0\].round: found 0, expected 1 or more"),
+        ("[[method.phases]]\nround = 30", "found 30, expected below train.rounds = 30; this phase would never come"),
+        ("[[method.phases]]\nround = 3\n[[method.phases]]\nround = 3", r"phases\[1\].round: found 3 a second time"),
+        (
+            '[[method.phases]]\nround = 3\nname = "fedavgg"',
+            r"method.phases\[0\].name: found 'fedavgg'.*did you mean fedavg",
+        ),
+        (
+            '[[method.phases]]\nround = 3\noptions = {weigths = "uniform"}',
+            r"method.phases\[0\].options.weigths.*did you mean weights",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(more: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        made(f"{RUN}{more}\n")
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        made(RUN + '[method.but]\nmerge = "exactly"\n[[method.phases]]\nround = 40\nname = "nothing-like-it"\n')
+    assert [one.path for one in error.value.problems] == [
+        "method.but.merge",
+        "method.phases[0].round",
+        "method.phases[0].name",
+    ]
+
+
+def test_a_contradiction_of_composed_parts_names_both_and_a_way_out() -> None:
+    with pytest.raises(
+        IncompatibleParts, match=r"server_opt = momentum does not go with merge = exact.*use server_opt"
+    ):
+        made(RUN + '[method]\nname = "flexlora"\n[method.but]\nserver_opt = "momentum"\n')
+
+
+def test_phases_that_contradict_each_other_are_refused() -> None:
+    plain = Method()
+    moved = phases({0: plain.but(topology=stock.local), 5: plain.but(topology=stock.u)})
+    with pytest.raises(IncompatibleParts, match=r"topology = u from round 5 does not go with topology = local before"):
+        check(moved)
+    drawn = Start("averaged", "gaussian", stock.averaged.then)
+    with pytest.raises(IncompatibleParts, match=r"drawn once, by the law kaiming_zero; use start = averaged"):
+        check(phases({0: plain, 5: plain.but(start=drawn)}))
+    check(phases({0: plain.but(topology=stock.u), 5: plain}))
+
+
+def test_files_of_phases_are_found_beside_the_run_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from fedsplit.method import Method, method\n\n"
+        '@method(paper="none", title="Mine")\ndef mine() -> Method:\n    """Mine."""\n    return Method()\n'
+    )
+    file = tmp_path / "run.toml"
+    file.write_text(RUN + '[method]\nname = "mine.py"\n[[method.phases]]\nround = 2\nname = "mine.py:mine"\n')
+    method = method_of(load(file))
+    assert isinstance(method, Phases)
+    assert [one.name for one in method.methods] == ["mine", "mine"]
+
+
+def test_flags_name_another_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = loads(COMPOSED)
+    other = with_method(run, "fedavg", ["server_opt=momentum", "server_learning_rate=0.5"]).method
+    assert (other.name, other.options, other.but, other.phases) == (
+        "fedavg",
+        {"server_opt": "momentum", "server_learning_rate": 0.5},
+        {},
+        (),
+    )
+    assert with_method(run, "", None) == run
+    assert with_method(run, "", ["a=true", "b=x y", "c=3"]).method.options == {"a": True, "b": "x y", "c": 3}
+    assert flags_of("fedavg", ["a=1"]) == ["--method", "fedavg", "--set", "a=1"]
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").touch()
+    assert with_method(run, "./mine.py:x", None).method.name == f"{(tmp_path / 'mine.py').resolve()}:x"
+    with pytest.raises(ConfigError, match=r"found 'a', expected KEY=VALUE"):
+        options_from(["a", "b=1"])
+    with pytest.raises(ConfigError, match="found b twice"):
+        options_from(["b=2", "b=1"])
+
+
+@pytest.mark.parametrize("verb", ["plan", "simulate", "serve"])
+def test_a_verb_refuses_an_unknown_method_before_anything_happens(verb: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(RUN)
+    result = CliRunner().invoke(APP, [verb, str(file), "--method", "fedavgg"])
+    assert result.exit_code == 2
+    assert "did you mean fedavg" in result.output
+    assert not (tmp_path / "runs").exists()
+    result = CliRunner().invoke(APP, [verb, str(file), "--set", "weigths=uniform"])
+    assert result.exit_code == 2
+    assert "did you mean weights" in result.output
