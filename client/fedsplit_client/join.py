@@ -40,6 +40,7 @@ from fedsplit_client.backend import Backend, Opened, choose
 from fedsplit_client.computing import threads_of
 from fedsplit_client.dealer import Dealer
 from fedsplit_client.gauge import with_link
+from fedsplit_client.heap import give_back
 from fedsplit_client.keys import load_keys
 from fedsplit_client.learn import learn
 from fedsplit_client.line import ServerLine
@@ -182,6 +183,7 @@ def _once(
         end = OrderlyEnd(dealer, name, emit)
         if measure_link and not again:
             stay.profile = with_link(end, link, stay.profile, name, emit, keep=own)
+            give_back()
         profile = stay.profile
         session = Session(end, link, name, profile, topology, emit, backend=computes.name)
         offer = session.hello()
@@ -207,6 +209,7 @@ def _once(
                 end, server=link.endpoint, patience_s=stay.patience_s, emit=emit, client=name, watch=owner.waiting
             )
             worker = Worker(name, offer.run, place, feed, line, emit, kept, owner)
+            give_back()
             session.accept(offer, summary)
             result = worker.work()
         kept.save(result.round, flatten(result.adapter, result.head), {"base": offer.base, "reason": result.reason})

@@ -7,6 +7,7 @@ more than 8 MiB each way.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -62,7 +63,8 @@ def steady(before: Link | None, now: Link, within: float = 0.25) -> Link:
 
 def noise(size: int = PROBE_BYTES) -> NDArray[np.uint8]:
     """Bytes that nothing on the way can make fewer of; the same ones on every machine."""
-    return np.frombuffer(np.random.Generator(np.random.Philox(0)).bytes(size), np.uint8)
+    # Not from numpy.random: importing it keeps several MB on a small device for good.
+    return np.frombuffer(hashlib.shake_128(b"fedsplit").digest(size), np.uint8)
 
 
 def _trips(exchange: Exchange, seconds: float) -> list[float]:

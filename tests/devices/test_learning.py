@@ -75,9 +75,9 @@ def test_a_client_corrects_its_kept_profile(tmp_path: Path, monkeypatch: pytest.
     offer = Offer(run=RUN, plan=plan, base="", assets=(), round=0)
     data = DataSummary(train_examples=8, tokens_mean=0.0, tokens_max=0)
     step = Taken(seconds=9.0, own_s=4 * plan.estimate.step_s, up_bytes=0, down_bytes=0)
-    learn(path, offer, BASE, data, [step] * 2, said.append)
+    learn(path, offer, BASE.config.to_dict(), data, [step] * 2, said.append)
     assert load(path) == LAPTOP
-    learn(path, offer, BASE, data, [step] * 3, said.append)
+    learn(path, offer, BASE.config.to_dict(), data, [step] * 3, said.append)
     assert load(path).time_factor == pytest.approx(2.0, rel=0.01)
     assert own().flops["float32"] == pytest.approx(LAPTOP.flops["float32"] / load(path).time_factor)
     assert own().time_factor == 1.0
