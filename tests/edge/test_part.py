@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ pytest.importorskip("onnxscript")
 from fedsplit.data.batches import Batch  # noqa: E402
 from fedsplit.edge.client import EdgeClient  # noqa: E402
 from fedsplit.edge.part import EdgePart  # noqa: E402
+from fedsplit.exchange.part import Part  # noqa: E402
 from fedsplit.exchange.step import At, local_step  # noqa: E402
+from fedsplit.lora.adapter import Adapter, Head, Sides  # noqa: E402
 from fedsplit.split.base import open_base  # noqa: E402
 from fedsplit.split.export.write import export  # noqa: E402
 from fedsplit.testing.models import VOCABULARY, tiny  # noqa: E402
@@ -78,6 +81,24 @@ def test_twenty_steps_end_where_torch_ends(tmp_path: Path, family: str, task: st
         assert np.abs(factors.B_MR).max() > 1e-2, "it learned"
         np.testing.assert_allclose(mine[key].B_MR, factors.B_MR, rtol=1e-2, atol=1e-3)
         np.testing.assert_allclose(mine[key].A_RN, factors.A_RN, rtol=1e-2, atol=1e-3)
+    for trains in ("A", "B"):
+        one_side_rests((part, edge), theirs, their_head, trains, arrays)
+
+
+def one_side_rests(parts: Sequence[Part], adapter: Adapter, head: Head, trains: Sides, arrays: list[Batch]) -> None:
+    """Of A and B one learns, as in torch; the other stays to the bit."""
+    found = []
+    for one in parts:
+        one.load(adapter, head, trains)
+        local_step(one, arrays, 1.0, AT, 0)
+        found.append(one.read()[0])
+    for key, factors in found[0].items():
+        mine, before = found[1][key], adapter[key]
+        np.testing.assert_allclose(mine.B_MR, factors.B_MR, rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(mine.A_RN, factors.A_RN, rtol=1e-2, atol=1e-3)
+        assert (mine.A_RN.tobytes() == before.A_RN.tobytes()) == (trains == "B")
+        # B is divided by alpha/r and multiplied again: its last bit may differ, nothing more.
+        assert np.allclose(mine.B_MR, before.B_MR, rtol=1e-6, atol=0) == (trains == "A")
 
 
 def test_what_a_folder_lacks_is_named(tmp_path: Path) -> None:
