@@ -16,17 +16,18 @@ from fedsplit.exchange.feed import Feed
 from fedsplit.exchange.part import Part
 from fedsplit.exchange.rate import learning_rate
 from fedsplit.exchange.step import At, Outcome, SplitStep, local_step
-from fedsplit.lora.adapter import Adapter, Head, Sides, flatten, sides, unflatten
+from fedsplit.lora.adapter import Adapter, Head, Sides, flatten, unflatten
 from fedsplit.method.values import whole
 from fedsplit.plan.given import scheduled
 from fedsplit.state.personal import ClientRun
-from fedsplit.wire import Packet, WireTensor
+from fedsplit.wire import Packet
 from fedsplit.wire.messages import Bye, Evaluate, Finish, Report, Start, Update, Welcome
 from fedsplit_client.cost import Taken, cost_of
 from fedsplit_client.folds import Folds
 from fedsplit_client.line import Interrupt, Restart, ServerLine
 from fedsplit_client.owner import Owner
 from fedsplit_client.place import Place
+from fedsplit_client.thinning import filled, upward
 
 RESTARTS = 20
 """Times in a row that a client starts over without finishing a round or a measurement."""
@@ -132,7 +133,7 @@ class Worker:
         before = self._line.end.up_bytes
         if self._owner is not None:
             self._owner.before_round()
-        self._load(start, packet, start.trains)
+        given = self._load(start, packet, start.trains)
         self._emit(RoundStarted(client=self._name, round=start.round, rounds=self._run.train.rounds))
         examples, steps = 0, []
         for step, batches in enumerate(self._feed.train(start.first_step, start.steps)):
@@ -156,7 +157,7 @@ class Worker:
         if self._own_head:
             self._heads[start.round + 1], head = head, {}
             self._save(start.round + 1)
-        self._line.tell(update, wired(adapter, head, start.trains))
+        self._line.tell(update, upward(start, given, adapter, head))
         if self._owner is not None:
             self._owner.after_round(self._line.end.up_bytes - before)
         self._restarts = 0
@@ -237,13 +238,15 @@ class Worker:
         adapter = whole(adapter, self._folds.patch)
         return Result(adapter, head, finish.round, finish.reason, before, after, finish.metrics)
 
-    def _load(self, message: Start | Evaluate, packet: Packet, trains: Sides = "AB") -> None:
+    def _load(self, message: Start | Evaluate, packet: Packet, trains: Sides = "AB") -> Adapter:
+        """The factors that the part starts from."""
         adapter, head = self._factors(message, packet)
         self._part.load(adapter, head, trains, self._folds.patch)
+        return adapter
 
     def _factors(self, message: Start | Evaluate | Finish, packet: Packet) -> tuple[Adapter, Head]:
         """What the server sent for a round, with our own head as it was then where every client keeps its own."""
-        adapter, head = unflatten(self._folds.take(message, packet))
+        adapter, head = unflatten(filled(message, self._folds.take(message, packet)))
         mine = [before for before in self._heads if before <= message.round]
         return adapter, self._heads[max(mine)] if mine else head
 
@@ -274,9 +277,3 @@ class Worker:
 def factors(packet: Packet) -> tuple[Adapter, Head]:
     """The adapter that a Start, Evaluate or Finish carries."""
     return unflatten({name: tensor.numpy() for name, tensor in packet.tensors.items()})
-
-
-def wired(adapter: Adapter, head: Head, trains: Sides = "AB") -> dict[str, WireTensor]:
-    """What learnt, as it travels."""
-    arrays = sides(adapter, trains) | flatten({}, head)
-    return {name: WireTensor.of(array) for name, array in arrays.items()}

@@ -24,7 +24,7 @@ CARRIED_OUT: Mapping[str, frozenset[str]] = {
     "factors": frozenset({"both", "only_B", "alternate"}),
     "probe": frozenset({"none"}),
     "local": frozenset({"backprop"}),
-    "mask": frozenset({"dense"}),
+    "mask": frozenset({"dense", "topk"}),
     "groups": frozenset({"one"}),
     "personal": frozenset({"none"}),
 }
@@ -81,6 +81,18 @@ RULES: tuple[Rule, ...] = (
         lambda method: method.start.name == "redrawn" and not method.merge_rule.mutates_base,
         "what was learnt is drawn over, unless it was folded into the base",
         {"start": stock.averaged},
+    ),
+    Rule(
+        ("mask", "merge"),
+        lambda method: method.mask.name == "topk" and not method.merge_rule.equal_ranks,
+        "entries can be added up one by one, products of factors only where these are whole",
+        {"merge": merges.fedavg},
+    ),
+    Rule(
+        ("mask", "factors"),
+        lambda method: method.mask.name == "topk" and _rests(method),
+        "entries of a factor that rests would be lost for all",
+        {"factors": stock.both},
     ),
 )
 

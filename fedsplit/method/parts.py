@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from fedsplit.errors import ConfigError, Problem
 from fedsplit.lora.adapter import ModuleKey, Sides
 from fedsplit.lora.lowrank import Array, LowRank
 from fedsplit.method.values import ClientUpdate, Memory, Merged
@@ -146,12 +147,18 @@ class Local:
 
 @dataclass(frozen=True)
 class Mask:
-    """What share of an adapter goes down and up, chosen how."""
+    """What share of an adapter goes down and up, chosen how. Raises ConfigError on one that is not in (0, 1]."""
 
     name: str
     down: float = 1.0
     up: float = 1.0
     options: Options = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        wrong = [(way, share) for way, share in (("down", self.down), ("up", self.up)) if not 0 < share <= 1]
+        if wrong:
+            expected = "above 0 and at most 1, the share of the entries that travels"
+            raise ConfigError([Problem(f"mask.{self.name}.{way}", repr(share), expected) for way, share in wrong])
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ class Method:
     @property
     def secure_sum(self) -> bool:
         """The server needs weighted sums only, never one client's factors."""
-        return self.merge_rule.secure_sum and self.weight_rule.secure_sum
+        chosen = self.mask.up < 1  # by each client: the places it sends are its own
+        return self.merge_rule.secure_sum and self.weight_rule.secure_sum and not chosen
 
     @property
     def mutates_base(self) -> bool:
@@ -151,7 +152,7 @@ class Method:
     def edge(self) -> bool:
         """The device's side runs without torch: gradients through exported graphs, nothing beyond the stock step. A
         factor that rests needs no graph of its own; a base that changes would."""
-        return not self.mutates_base and all(part_name(getattr(self, slot)) == name for slot, name in _EDGE.items())
+        return not self.mutates_base and all(part_name(getattr(self, slot)) in names for slot, names in _EDGE.items())
 
     def parts(self) -> dict[str, str]:
         """The name of every part, in the order of the table in docs/methods.md."""
@@ -159,7 +160,7 @@ class Method:
 
 
 SLOTS = tuple(field.name for field in fields(Method) if field.name != "name")
-_EDGE = {"local": "backprop", "probe": "none", "personal": "none", "mask": "dense"}
+_EDGE = {"local": {"backprop"}, "probe": {"none"}, "personal": {"none"}, "mask": {"dense", "topk"}}
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,13 @@ backprop = Local("backprop")
 """Plain optimiser steps on shuffled data, gradients by back-propagation."""
 dense = Mask("dense")
 """All of the adapter travels."""
+
+
+def topk(down: float = 0.25, up: float = 0.25) -> Mask:
+    """The largest entries of all factors together: of the global ones down, of what changed up. Training is dense."""
+    return Mask("topk", down, up)
+
+
 one = Groups("one", lambda ask: "all")
 """One adapter for everybody."""
 nothing_personal = Personal("none")

@@ -22,13 +22,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedsplit.errors import ConfigError, Problem
 from fedsplit.method import merge
-from fedsplit.method import server_opt as server_opts
 from fedsplit.method import weights as weight_rules
 from fedsplit.method.card import method
-from fedsplit.method.parts import ServerOpt
 from fedsplit.method.record import Method
+from fedsplit.method.server_option import named
 
 
 @method(paper="arXiv:1602.05629", title="FedAvg (FedIT)")
@@ -44,21 +42,5 @@ def fedavg(
     return Method(
         weights=weight_rules.samples if weights == "samples" else weight_rules.uniform,
         merge=merge.fedavg,
-        server_opt=_server_opt(server_opt, server_learning_rate),
+        server_opt=named(server_opt, server_learning_rate),
     )
-
-
-def _server_opt(name: str, learning_rate: float | None) -> ServerOpt:
-    if name == "momentum":
-        return server_opts.momentum(1.0 if learning_rate is None else learning_rate)
-    if name == "fedadam":
-        return server_opts.fedadam(0.01 if learning_rate is None else learning_rate)
-    if learning_rate is not None:
-        problem = Problem(
-            "method.options.server_learning_rate",
-            f"{learning_rate} with server_opt = 'replace'",
-            "none: the average replaces the factors",
-            "remove it, or set server_opt to 'momentum' or 'fedadam'",
-        )
-        raise ConfigError([problem])
-    return server_opts.replace

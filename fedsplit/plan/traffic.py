@@ -81,7 +81,9 @@ def run_traffic(plan: ClientPlan, run: RunFile, known: Known) -> RunTraffic:
         measuring=_times(looks, _look(plan, cost, share, run, known.eval_rows)) if split else Moved(),
         factors=Moved(
             taken * (cost.factors_up_bytes + LETTER_BYTES) + looks * HEADER_BYTES,
-            (taken + looks + 1) * (cost.factors_down_bytes + LETTER_BYTES),
+            taken * (cost.start_bytes or cost.factors_down_bytes)
+            + (looks + 1) * cost.factors_down_bytes
+            + (taken + looks + 1) * LETTER_BYTES,
         ),
         download_bytes=known.download_bytes,
         assumed_tokens=0 if known.row_tokens or not split else round(cost.row_tokens),

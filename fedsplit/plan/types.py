@@ -56,6 +56,8 @@ class Estimate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     row_tokens: float = 0.0
     factors_up_bytes: int = 0
     factors_down_bytes: int = 0
+    start_bytes: int = 0
+    """Of ``factors_down_bytes``, what comes when a round begins, where a method's mask thins it; 0: all."""
     usual_step_s: float = 0.0
 
     @property

@@ -169,10 +169,18 @@ class Bye(Message, tag="bye", frozen=True, kw_only=True):
 # ---- rounds --------------------------------------------------------------------------------------------------------
 
 
+Thinned = tuple[str, Count, Count]
+"""A factor's flat name, its rows and its columns."""
+
+
 class Start(Message, tag="start", frozen=True, kw_only=True):
     """S→C. Round ``round`` begins (again, when ``era`` > 0). Tensors: the factors of the layers this client trains, and
     the folds (``fold/VERSION/…``) after base version ``since``, which it is known to have, up to ``base_version``.
-    ``trains``: the factors that learn; the others rest, and do not come back."""
+    ``trains``: the factors that learn; the others rest, and do not come back.
+
+    ``thinned``: factors that come as the entries of a mask, ``sparse/…`` (``fedsplit.lora.sparse``), instead of whole;
+    the other entries are zero. ``sends``: how many entries of what changed come back, as a mask of the client's own; 0:
+    the factors whole."""
 
     round: Count
     era: Count
@@ -182,6 +190,8 @@ class Start(Message, tag="start", frozen=True, kw_only=True):
     adapter_version: Count
     trains: Literal["AB", "A", "B"] = "AB"
     since: Count = 0
+    thinned: tuple[Thinned, ...] = ()
+    sends: Count = 0
 
 
 class Cost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,12 +7,13 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from fedsplit.errors import Refused, RemoteProtocolError
-from fedsplit.lora.adapter import Adapter, ModuleKey, Sides, flatten, here, sides, unflatten
+from fedsplit.lora.adapter import Adapter, ModuleKey, Sides, Tensor, flatten, here, sides, unflatten
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.method.record import ClientUpdate, Fold, GlobalState
 from fedsplit.method.stored import pack_folds
 from fedsplit.wire import WireTensor
 from fedsplit.wire.messages import Evaluate, Finish, Start, Update
+from fedsplit_server import thinning
 from fedsplit_server.desk import Opened, Out, Seat
 from fedsplit_server.portions import Portions
 from fedsplit_server.roster import Member
@@ -33,7 +34,8 @@ class Letters:
 
     def start(self, member: Member, opened: Opened, era: int, state: GlobalState) -> Out:
         """The round begins (again) for this client."""
-        steps = member.plan.steps or opened.steps
+        steps, mask = member.plan.steps or opened.steps, self._portions.mask(state)
+        thinned, factors = thinning.downward(mask, flatten(self._held(member, state)))
         message = Start(
             round=opened.round,
             era=era,
@@ -43,8 +45,10 @@ class Letters:
             adapter_version=opened.adapter_version,
             trains=opened.trains,
             since=member.base_version,
+            thinned=thinned,
+            sends=thinning.sends(mask, self._learning(member, state)),
         )
-        return Out(member.name, message, self.factors(member, state))
+        return Out(member.name, message, _wired(factors | self._beside(member, state)))
 
     def evaluate(self, member: Member, measure: OpenMeasure, state: GlobalState) -> Out:
         version, since = state.base_version, member.base_version
@@ -59,17 +63,20 @@ class Letters:
     def factors(self, member: Member, state: GlobalState) -> dict[str, WireTensor]:
         """The factors of what the client holds, trained there or not, the head where it holds that, and the folds of
         its modules that it is not known to have."""
-        held = self._held(member, state)
-        arrays = flatten(held, state.head if member.holds_head else {})
-        missing = [fold for fold in state.folds if fold.version > member.base_version]
-        arrays |= pack_folds([Fold(fold.version, here(fold.patch, held)) for fold in missing])
-        return {name: WireTensor.of(array) for name, array in arrays.items()}
+        return _wired(flatten(self._held(member, state)) | self._beside(member, state))
 
-    def due(self, member: Member, state: GlobalState) -> dict[str, WireTensor]:
-        """Like ``factors``, of what the client trains: tensors of these shapes come back."""
-        arrays = sides(self._trained(member, state), self._portions.trains(state))
-        arrays |= flatten({}, state.head if member.holds_head and self._heads_return else {})
-        return {name: WireTensor.of(array) for name, array in arrays.items()}
+    def _beside(self, member: Member, state: GlobalState) -> dict[str, Tensor]:
+        """The head and the folds among ``factors``."""
+        held = self._held(member, state) if state.folds else {}
+        missing = [fold for fold in state.folds if fold.version > member.base_version]
+        folds = pack_folds([Fold(fold.version, here(fold.patch, held)) for fold in missing])
+        return flatten({}, state.head if member.holds_head else {}) | folds
+
+    def due(self, member: Member, state: GlobalState) -> thinning.Wanted:
+        """Dtypes and shapes of the tensors that come back: what the client trains, or the entries of its mask."""
+        head = _wired(flatten({}, state.head if member.holds_head and self._heads_return else {}))
+        factors = thinning.wanted(self._portions.mask(state), self._learning(member, state))
+        return factors | {name: (tensor.dtype, tensor.shape) for name, tensor in head.items()}
 
     def common(self, state: GlobalState) -> Adapter:
         """What a copy that all clients share starts from."""
@@ -80,10 +87,10 @@ class Letters:
     ) -> ClientUpdate:
         """A client's update, when it has exactly the tensors that it should have, and finite numbers in them.
 
-        :raises Refused: it has others; says which.
+        :raises Refused: it has others; says which. A mask that is none of these factors.
         """
         found = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-        wanted = {name: (tensor.dtype, tensor.shape) for name, tensor in self.due(member, state).items()}
+        wanted = self.due(member, state)
         wrong = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         if wrong:
             name = wrong[0]
@@ -95,8 +102,12 @@ class Letters:
         broken = sorted(name for name, array in arrays.items() if not np.isfinite(array).all())
         if broken:
             raise Refused(f"the update of {member.name} is not finite in {broken[0]} ({len(broken)} of {len(arrays)})")
+        heads = {name: array for name, array in arrays.items() if name.startswith("head/")}
+        factors = {name: array for name, array in arrays.items() if name not in heads}
+        mask, held, learning = self._portions.mask(state), self._held(member, state), self._learning(member, state)
+        learnt = thinning.arrived(mask, flatten(held), learning, factors, member.name)
         # What rests did not come: it is what the client was given.
-        adapter, head = unflatten(flatten(self._trained(member, state)) | arrays)
+        adapter, head = unflatten(flatten(self._trained(member, state)) | learnt | heads)
         return ClientUpdate(
             client=member.name, examples=update.examples, base_version=update.base_version, adapter=adapter, head=head
         )
@@ -120,6 +131,10 @@ class Letters:
         """The factors that learn in this state's round."""
         return self._portions.trains(state)
 
+    def _learning(self, member: Member, state: GlobalState) -> dict[str, Tensor]:
+        """The factors of those that learn in this round."""
+        return sides(self._trained(member, state), self._portions.trains(state))
+
     def _trained(self, member: Member, state: GlobalState) -> dict[ModuleKey, LowRank]:
         """What the client was given of the layers that its plan trains."""
         resting = {layer.layer for layer in member.plan.layers if not layer.trains}
@@ -129,3 +144,7 @@ class Letters:
         outside = frozenset() if member.holds_head else self._head_modules
         adapter = self._portions.of(member.plan, state, {-1, *member.client_layers})
         return {key: part for key, part in adapter.items() if key not in outside}
+
+
+def _wired(arrays: Mapping[str, Tensor]) -> dict[str, WireTensor]:
+    return {name: WireTensor.of(array) for name, array in arrays.items()}

@@ -6,13 +6,14 @@ is kept by module and rank until the state changes: most clients share their ran
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import msgspec
 
 from fedsplit.lora.adapter import ModuleKey, Sides
 from fedsplit.lora.lowrank import LowRank
-from fedsplit.method.parts import Ask
+from fedsplit.lora.sparse import kept, nbytes
+from fedsplit.method.parts import Ask, Mask
 from fedsplit.method.record import SERVER, GlobalState, Method, Phases
 from fedsplit.plan.types import ClientPlan
 from fedsplit.train.round import Cuts, for_client
@@ -51,6 +52,10 @@ class Portions:
         """The factors that learn in the round that ``state`` counts."""
         return self._method.at(state.round).factors.of(state.round).learning
 
+    def mask(self, state: GlobalState) -> Mask:
+        """What part of the factors travels in that round."""
+        return self._method.at(state.round).mask
+
     def ranked(self, plan: ClientPlan, state: GlobalState) -> ClientPlan:
         """The plan with the ranks that the method gives this client, which may have a table of its own."""
         given: dict[int, int] = {}
@@ -60,7 +65,21 @@ class Portions:
             msgspec.structs.replace(layer, rank=given.get(layer.layer, layer.rank)) if layer.trains else layer
             for layer in plan.layers
         )
-        return msgspec.structs.replace(plan, layers=layers)
+        return self._priced(msgspec.structs.replace(plan, layers=layers), state)
+
+    def _priced(self, plan: ClientPlan, state: GlobalState) -> ClientPlan:
+        """The plan with the bytes that the method's mask leaves of its factors."""
+        cost, mask = plan.estimate, self.mask(state)
+        if cost is None or (mask.down >= 1 and mask.up >= 1):
+            return plan
+        held = self.of(plan, state, {-1, *(layer.layer for layer in plan.layers if layer.place == "client")})
+        resting = {layer.layer for layer in plan.layers if not layer.trains}
+        down = _saved(held.values(), mask.down)
+        up = _saved((part for key, part in held.items() if key.layer not in resting), mask.up)
+        thinner = msgspec.structs.replace(
+            cost, start_bytes=cost.factors_down_bytes - down, factors_up_bytes=cost.factors_up_bytes - up
+        )
+        return msgspec.structs.replace(plan, estimate=thinner)
 
     def _ask(self, client: str, rank: int, round: int) -> Ask:
         return Ask(round=round, client=client, seed=self._seed, layers=self._num_layers, rank=rank)
@@ -69,3 +88,9 @@ class Portions:
         if self._state is not state:
             self._state, self._cuts = state, {}
         return self._cuts
+
+
+def _saved(parts: Iterable[LowRank], share: float) -> int:
+    """Bytes that a mask leaves out."""
+    count = sum(part.A_RN.size + part.B_MR.size for part in parts)
+    return 4 * count - nbytes(count, kept(count, share)) if share < 1 and count else 0

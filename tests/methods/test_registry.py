@@ -308,6 +308,8 @@ BROKEN = {
     ("server_opt", "merge"): Method(merge=exact, server_opt=momentum()),
     ("factors", "merge"): Method(merge=exact, factors=stock.only_B),
     ("start", "merge"): Method(start=stock.redrawn),
+    ("mask", "merge"): Method(merge=exact, mask=stock.topk(0.25, 0.25)),
+    ("mask", "factors"): Method(factors=stock.alternate, mask=stock.topk(0.25, 0.25)),
 }
 
 
@@ -326,7 +328,7 @@ UNKNOWN = {
     "codec": Codec("topk"),
     "probe": Probe("fisher"),
     "local": Local("proximal", {"mu": 0.1}),
-    "mask": Mask("topk", 0.25, 0.25),
+    "mask": Mask("rank_one_topk", 0.25, 0.25),
     "personal": Personal("dual"),
     "factors": FactorRule("share_B", lambda round: Factors(frozenset({"A", "B"}), frozenset({"B"}))),
     "start": replace(Method().start, name="reinit"),
@@ -341,6 +343,18 @@ def test_a_part_that_nothing_carries_out_is_refused_not_ignored(slot: str) -> No
     (problem,) = contradictions(wrong)
     assert f"{slot} = {UNKNOWN[slot].name} does not go with the training loop" in str(problem)
     check(wrong.but(**problem.instead))
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.01, float("nan")])
+def test_a_mask_that_keeps_nothing_or_more_than_all_is_refused(share: float) -> None:
+    with pytest.raises(ConfigError, match=r"mask\.topk\.up: found .*, expected above 0 and at most 1"):
+        build("flasc", {"up": share}, folder=Path())
+
+
+def test_a_mask_that_clients_choose_is_no_sum() -> None:
+    assert not Method(mask=stock.topk(1.0, 0.5)).secure_sum
+    assert Method(mask=stock.topk(0.5, 1.0)).secure_sum
+    assert Method(mask=stock.topk(0.5, 0.5)).edge
 
 
 def test_phases_are_checked_all() -> None:

@@ -1,0 +1,45 @@
+"""What of the factors travels where the method has a mask: the entries that came, and the largest of what was learnt.
+
+Between the two everything trains, also where nothing came: entries outside of what came start from zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedsplit.errors import DataError, RemoteProtocolError
+from fedsplit.lora.adapter import Adapter, Head, Tensor, flatten, sides
+from fedsplit.lora.sparse import entries, packed, unpacked
+from fedsplit.wire import WireTensor
+from fedsplit.wire.messages import Evaluate, Finish, Start
+
+
+def filled(message: Start | Evaluate | Finish, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The factors that came, with zeros where the server's mask left entries out.
+
+    :raises RemoteProtocolError: the mask is not of the modules that the message names.
+    """
+    if not isinstance(message, Start) or not message.thinned:
+        return dict(arrays)
+    shapes = {name: (rows, columns) for name, rows, columns in message.thinned}
+    try:
+        factors = unpacked(arrays, shapes)
+    except DataError as error:
+        raise RemoteProtocolError(f"the factors of round {message.round}: {error}") from error
+    return factors | {name: array for name, array in arrays.items() if not name.startswith("sparse/")}
+
+
+def upward(start: Start, given: Adapter, adapter: Adapter, head: Head) -> dict[str, WireTensor]:
+    """What goes up: the factors that learnt; where the server asks for ``sends`` entries, the largest changes of all
+    since ``given`` instead. The head goes whole.
+
+    :raises RemoteProtocolError: the server asks for more entries than there are.
+    """
+    learnt = sides(adapter, start.trains)
+    if start.sends:
+        count = entries({name: array.shape for name, array in learnt.items()})
+        if start.sends > count:
+            raise RemoteProtocolError(f"the server asks for {start.sends} entries, this device trains {count}")
+        before = flatten(given)
+        learnt = packed({name: array - before[name] for name, array in learnt.items()}, start.sends)
+    return {name: WireTensor.of(array) for name, array in (learnt | flatten({}, head)).items()}

@@ -1,0 +1,63 @@
+"""The method's mask at the server: what of the factors goes to a client, and what its answer means for all of them.
+
+The mask down is a function of the state and the plan, so the server knows what a client started from without keeping
+it. What the server itself trains for a client never travels and is never thinned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedsplit.errors import DataError, Refused
+from fedsplit.lora.adapter import Tensor
+from fedsplit.lora.sparse import VALUES, entries, kept, packed, tensors_of, thinned, unpacked
+from fedsplit.method.parts import Mask
+from fedsplit.wire.messages import Thinned
+
+Wanted = dict[str, tuple[str, tuple[int, ...]]]
+
+
+def downward(mask: Mask, factors: Mapping[str, Tensor]) -> tuple[tuple[Thinned, ...], dict[str, Tensor]]:
+    """(names and shapes of what was thinned, the tensors that travel)."""
+    if mask.down >= 1 or not factors:
+        return (), dict(factors)
+    count = entries({name: array.shape for name, array in factors.items()})
+    shapes = {name: factors[name].shape for name in sorted(factors)}
+    return tuple((name, m, n) for name, (m, n) in shapes.items()), packed(factors, kept(count, mask.down))
+
+
+def sends(mask: Mask, trained: Mapping[str, Tensor]) -> int:
+    """Entries that come back; 0: all of them, as they are."""
+    if mask.up >= 1 or not trained:
+        return 0
+    return kept(entries({name: array.shape for name, array in trained.items()}), mask.up)
+
+
+def wanted(mask: Mask, trained: Mapping[str, Tensor]) -> Wanted:
+    """Dtype and shape of the tensors that come back."""
+    if k := sends(mask, trained):
+        return tensors_of(entries({name: array.shape for name, array in trained.items()}), k)
+    return {name: ("f32", array.shape) for name, array in trained.items()}
+
+
+def arrived(
+    mask: Mask, held: Mapping[str, Tensor], trained: Mapping[str, Tensor], tensors: Mapping[str, Tensor], who: str
+) -> dict[str, Tensor]:
+    """What a client's answer makes of the global factors it ``trained``: they, and what changed at the client since its
+    own start, in float64. ``held``: all that it was given, before the mask.
+
+    :raises Refused: the places that it sent are no mask of these factors.
+    """
+    if VALUES in tensors:
+        try:
+            changes = unpacked(tensors, {name: array.shape for name, array in trained.items()})
+        except DataError as error:
+            raise Refused(f"the update of {who}: {error}") from error
+    elif mask.down < 1:
+        start = thinned(held, kept(entries({name: array.shape for name, array in held.items()}), mask.down))
+        changes = {name: np.float64(array) - start[name] for name, array in tensors.items()}
+    else:
+        return dict(tensors)
+    return {name: np.asarray(array, np.float64) + changes[name] for name, array in trained.items()}

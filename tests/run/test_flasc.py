@@ -1,0 +1,217 @@
+"""FLASC on devices: what travels is the mask that was agreed, in the bytes of the formula, and a run is the paper's."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsplit.events import StepDone
+from fedsplit.lora.adapter import Tensor, flatten
+from fedsplit.lora.sparse import AT, BITS, VALUES, kept, nbytes, unpacked
+from fedsplit.method.record import GlobalState
+from fedsplit.testing.faults import Faults
+from fedsplit.train.start import first_state
+from fedsplit.wire.ends import Tensors
+from fedsplit.wire.frames import Packet
+from fedsplit.wire.messages import Evaluate, Finish, Message, Start, Update
+from fedsplit.wire.tensors import WireTensor
+from tests.reference import flasc as reference_of
+from tests.run.conftest import Rows, run_file
+from tests.run.party import Party, base_of, written
+from tests.run.processes import Stage
+from tests.run.wired import Seen, Wired
+
+Make = Callable[..., Party]
+CLIENTS = {"a": 'topology = "u"\ncut = [1, 3]', "b": 'topology = "v"\ncut = [4, 6]', "c": 'topology = "local"'}
+LOCAL = dict.fromkeys("ab", 'topology = "local"')
+SGD = {"server_opt": "replace"}
+
+
+def flasc(**options: object) -> dict[str, object]:
+    return {"method__name": "flasc", "train__rounds": 3} | {f"method.options__{k}": v for k, v in options.items()}
+
+
+def test_bytes_on_the_socket_are_those_of_the_formula(rows: Callable[[str], dict[str, Rows]], tmp_path: Path) -> None:
+    """Over TCP, in three topologies: down a bit for every entry, up a number for every value."""
+    run = Wired(run_file(CLIENTS, **flasc(down=0.25, up=0.02)), rows("abc"), tmp_path).finish()
+    for name, seen in run.clients.items():
+        starts, updates = letters(seen, Start), letters(seen, Update)
+        assert len(starts) == len(updates) == 3
+        for packet in starts:
+            assert isinstance(packet.message, Start)
+            count = sum(rows * columns for _, rows, columns in packet.message.thinned)
+            assert sparse_bytes(packet) == nbytes(count, kept(count, 0.25))
+            assert packet.message.sends == kept(count, 0.02)
+            assert set(packet.tensors) == {VALUES, BITS}, "no factor comes beside its mask"
+        for packet in updates:
+            assert sparse_bytes(packet) == nbytes(count, kept(count, 0.02))
+            assert set(packet.tensors) == {VALUES, AT}
+        cost = seen.plan.estimate
+        assert cost is not None
+        assert cost.factors_up_bytes == sparse_bytes(updates[0]), name
+        assert cost.start_bytes == sparse_bytes(starts[0]), name
+        assert cost.factors_down_bytes == 4 * count, "measurements and the result are whole"
+        for whole in (packet for packet in seen.end.received if isinstance(packet.message, Evaluate | Finish)):
+            assert VALUES not in whole.tensors
+    last = [packet for packet in run.clients["c"].end.received if isinstance(packet.message, Finish)]
+    dense = {name: tensor.numpy() for name, tensor in last[0].tensors.items()}
+    assert {name: array.tobytes() for name, array in flatten(run.state.adapter).items()} == {
+        name: array.tobytes() for name, array in dense.items()
+    }
+    assert sum(int((array != 0).sum()) for array in dense.values()) > kept(count, 0.25), "the global factors stay dense"
+
+
+def test_two_rounds_are_the_papers(party: Make) -> None:
+    """The naive vector version, fed with what the clients learnt, arrives at the server's factors."""
+    settings = flasc(down=0.3, up=0.2, **SGD) | {"train__rounds": 1}
+    one, two = party(LOCAL, **settings), party(LOCAL, **(settings | {"train__rounds": 2}))
+    whole = vector(first_of(one))
+    for run, round in ((one, 0), (two, 1)):
+        shapes = {name: array.shape for name, array in flatten(run.keeper.state.adapter).items()}
+        [sent_a, sent_b] = (changes(run.ends[name].sent, shapes, round) for name in "ab")
+        n_a, n_b = (examples(run, name, round) for name in "ab")
+        weights = [n_a / (n_a + n_b), n_b / (n_a + n_b)]
+        after, sent = reference_of.round_of(whole, [sent_a, sent_b], weights, 0.3, 0.2)
+        np.testing.assert_allclose(sent[0], sent_a, atol=1e-7)
+        np.testing.assert_allclose(vector(run.keeper.state), after, atol=1e-6)
+        started = given(run.ends["a"].received, shapes, round)
+        np.testing.assert_array_equal(started, reference_of.top(whole, int(len(whole) * 0.3)))
+        whole = vector(run.keeper.state)
+    assert (sent_a[started == 0] != 0).any(), "entries that did not come train all the same"
+
+
+def test_densities_of_one_are_fedavg(reference: Make) -> None:
+    settings: dict[str, object] = {"train__rounds": 3, "lora__dropout": 0.2}
+    dense = reference(CLIENTS, **flasc(down=1.0, up=1.0, **SGD), lora__dropout=0.2)
+    assert dense.digest == reference(CLIENTS, **settings).digest
+
+
+def test_a_mask_one_way_only(party: Make) -> None:
+    """With the factors whole on the way up, the server takes what changed since the thinned start."""
+    run = party(LOCAL, **flasc(down=0.3, up=1.0, **SGD) | {"train__rounds": 1})
+    whole, shapes = vector(first_of(run)), {n: a.shape for n, a in flatten(run.keeper.state.adapter).items()}
+    start = reference_of.top(whole, int(len(whole) * 0.3))
+    after, total = whole.copy(), sum(examples(run, name, 0) for name in "ab")
+    for name in "ab":
+        [update] = (packet for packet in run.ends[name].sent if isinstance(packet.message, Update))
+        learnt = np.concatenate([update.tensors[one].numpy().ravel() for one in sorted(shapes)])
+        after += examples(run, name, 0) / total * (learnt - start)
+    np.testing.assert_allclose(vector(run.keeper.state), after, atol=1e-6)
+
+
+def test_a_server_and_a_client_that_die_leave_no_trace(party: Make, reference: Make) -> None:
+    settings = flasc() | {"lora__dropout": 0.2}
+    run = party(CLIENTS, **settings, start=False)
+    run.server_faults, run.faults = Faults().crash("update", round=1), Faults()
+    run.start()
+    run.world.run(until=lambda: run.actors["server"].done)
+    assert run.actors["server"].crashed
+    run.server_faults = Faults()
+    run.faults.crash("commit", client="a", round=2)
+    run.serve_again()
+    run.world.run(until=lambda: run.actors["a"].done)
+    run.dealers["a"].cut()
+    run.join("a")
+    run.finish()
+    clean = reference(CLIENTS, **settings)
+    assert run.digest == clean.digest
+    assert all(part.B_MR.any() for part in clean.keeper.state.adapter.values())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("more", "sparse/values"),
+        ("whole", "no such tensor"),
+        ("places", "entries and brings"),
+        ("nan", "is not finite in sparse/values"),
+    ],
+)
+def test_who_sends_another_mask_is_left_out(party: Make, wrong: str, says: str) -> None:
+    run = party(LOCAL, **flasc(down=0.5, up=0.25) | {"train__rounds": 1, "rounds__quorum": 1}, start=False)
+    run.tamper["b"] = lambda message, tensors: (message, tampered(wrong, message, tensors))
+    run.start()
+    run.world.tolerated.add("b")
+    run.finish()
+    [note] = [event for event in run.events if "left out of round 1" in getattr(event, "text", "")]
+    assert says in note.text  # type: ignore[attr-defined]
+
+
+def tampered(wrong: str, message: Message, tensors: Tensors) -> Tensors:
+    if not isinstance(message, Update):
+        return tensors
+    values, bits = (tensors[name].numpy().copy() for name in (VALUES, BITS))
+    match wrong:
+        case "more":
+            return tensors | {VALUES: WireTensor.of(np.append(values, values[:1]))}
+        case "whole":
+            return tensors | {"0/self_attn.q_proj/A": WireTensor.of(np.zeros((4, 4), "f4"))}
+        case "places":
+            bits[0] ^= 0x80
+            return tensors | {BITS: WireTensor.of(bits)}
+    values[3] = np.nan
+    return tensors | {VALUES: WireTensor.of(values)}
+
+
+@pytest.mark.soak
+def test_processes_over_tcp_end_with_the_same_bits(
+    tmp_path: Path, rows: Callable[[str], dict[str, Rows]], reference: Make
+) -> None:
+    two = {"a": CLIENTS["a"], "b": 'topology = "w"'}
+    data = {name: written(tmp_path / f"{name}.jsonl", own) for name, own in rows("ab").items()}
+    with Stage(tmp_path, run_file(two, **flasc()), data) as run:
+        server = run.serve()
+        run.link()
+        clients = [run.join(one) for one in two]
+        server.until(StepDone, round=2, step=0)
+        server.signal(signal.SIGKILL)
+        server.end(expected=-signal.SIGKILL)
+        server = run.serve("--resume")
+        for process in (*clients, server):
+            process.end()
+        assert server.finished.digest == reference(two, **flasc()).digest
+
+
+# ---- reading runs ----------------------------------------------------------------------------------------------------
+
+
+def first_of(run: Party) -> GlobalState:
+    return first_state(base_of(run.run.model.path), run.run)
+
+
+def vector(state: GlobalState) -> np.ndarray:
+    flat = flatten(state.adapter)
+    return np.concatenate([flat[name].ravel() for name in sorted(flat)]).astype("f8")
+
+
+def spread(packet: Packet, shapes: dict[str, tuple[int, ...]]) -> np.ndarray:
+    tensors: dict[str, Tensor] = {name: tensor.numpy() for name, tensor in packet.tensors.items()}
+    whole = unpacked(tensors, shapes)
+    return np.concatenate([whole[name].ravel() for name in sorted(whole)]).astype("f8")
+
+
+def changes(sent: list[Packet], shapes: dict[str, tuple[int, ...]], round: int) -> np.ndarray:
+    [found] = [p for p in sent if isinstance(p.message, Update) and p.message.round == round]
+    return spread(found, shapes)
+
+
+def given(received: list[Packet], shapes: dict[str, tuple[int, ...]], round: int) -> np.ndarray:
+    [found] = [p for p in received if isinstance(p.message, Start) and p.message.round == round]
+    return spread(found, shapes)
+
+
+def examples(run: Party, name: str, round: int) -> int:
+    [found] = [p.message for p in run.ends[name].sent if isinstance(p.message, Update) and p.message.round == round]
+    return found.examples
+
+
+def letters(seen: Seen, kind: type[Message]) -> list[Packet]:
+    return [packet for packet in (*seen.end.received, *seen.end.sent) if isinstance(packet.message, kind)]
+
+
+def sparse_bytes(packet: Packet) -> int:
+    return sum(tensor.nbytes for name, tensor in packet.tensors.items() if not name.startswith("head/"))
