@@ -78,7 +78,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("start", "merge"),
-        lambda method: method.start.name == "redrawn" and not method.merge_rule.mutates_base,
+        lambda method: method.start.redraws and not method.merge_rule.mutates_base,
         "what was learnt is drawn over, unless it was folded into the base",
         {"start": stock.averaged},
     ),
@@ -117,7 +117,8 @@ def between(phases: Phases) -> tuple[Contradiction, ...]:
             why = "a client keeps its segment for the whole run"
             names = (one.format("topology", phase.topology.name), other.format("topology", first.topology.name))
             found.append(Contradiction(*names, why, {"topology": stock.planned}))
-        if phase.start.first != first.start.first:
+        # The default is no wish: a phase that goes on from what is there names no law of its own.
+        if phase.start.first not in (first.start.first, _DEFAULTS.start.first):
             why = f"the first factors are drawn once, by the law {first.start.first}"
             names = (one.format("start", phase.start.name), other.format("start", first.start.name))
             found.append(Contradiction(*names, why, {"start": first.start}))

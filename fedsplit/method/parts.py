@@ -22,6 +22,8 @@ from fedsplit.plan.types import Topology
 
 Side = Literal["A", "B"]
 Options = Mapping[str, int | float | str | bool]
+Stats: TypeAlias = Mapping[str, float | Array]
+"""What a device reports besides its factors: numbers, and small arrays where a method needs them, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,10 @@ class Ask:
     """What a plan rule may look at: nothing but arguments, so that a plan can be made again.
 
     ``layers``: decoder layers of the model. ``rank``: what the plan (else the run file) gives the client.
-    ``stats``: what the client's probe returned, by name; empty without a probe. ``rooms``: how many layers each client
+    ``stats``: what the client's probe returned, by name; empty without a probe. ``everyone``: the same of all
+    clients. ``last``: metrics of the client's last update, with its rank under ``rank``; ``history``: metrics of the
+    run, one mapping a round. ``tags``: what the operator says of the client's data, such as its language.
+    ``shapes``: (M, N) of every adapted module. ``rooms``: how many layers each client
     of the round can hold, by name; empty: nobody has counted.
     """
 
@@ -38,7 +43,12 @@ class Ask:
     seed: int
     layers: int
     rank: int
-    stats: Mapping[str, float] = field(default_factory=dict)
+    stats: Stats = field(default_factory=dict)
+    everyone: Mapping[str, Stats] = field(default_factory=dict)
+    last: Mapping[str, float] = field(default_factory=dict)
+    history: Sequence[Mapping[str, float]] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    shapes: Mapping[ModuleKey, tuple[int, int]] = field(default_factory=dict)
     rooms: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -59,10 +69,16 @@ class Placement:
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """Layers a client holds and those it trains this round; ``trains`` is a subset of ``holds``."""
+    """Layers a client holds and those it trains this round; ``trains`` is a subset of ``holds``.
+
+    ``shares``: those of ``trains`` whose factors come up, None: all; the others stay personal. ``modules``: paths
+    inside the layers that it trains, None: all.
+    """
 
     holds: frozenset[int]
     trains: frozenset[int]
+    shares: frozenset[int] | None = None
+    modules: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,10 +94,16 @@ class LayerRule:
 @dataclass(frozen=True)
 class Factors:
     """Which of A and B a client trains and which of those it sends. What is trained and not sent stays personal; what
-    rests is common to all: it comes down with every round, does not come up, and is the same bits afterwards."""
+    rests is common to all: it comes down with every round, does not come up, and is the same bits afterwards.
+
+    ``drawn``: what every party draws for itself from the round's seed, so that it never travels; a part of what rests.
+    ``rates``: learning rates as multiples of the run's; a factor that is not named has 1.
+    """
 
     trains: frozenset[Side]
     shares: frozenset[Side]
+    drawn: frozenset[Side] = frozenset()
+    rates: Mapping[Side, float] = field(default_factory=dict)
 
     @property
     def learning(self) -> Sides:
@@ -99,10 +121,14 @@ class FactorRule:
 
 @dataclass(frozen=True)
 class Groups:
-    """Which clients share an adapter: the name of each client's group."""
+    """Which clients share an adapter: the groups of each client, outermost first; it trains one adapter for each.
+
+    ``after``: for groups that are known only from what arrived, the group of each update (in their order).
+    """
 
     name: str
-    of: Callable[[Ask], str]
+    of: Callable[[Ask], tuple[str, ...]]
+    after: Callable[[Sequence[ClientUpdate]], Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,11 +147,14 @@ class RankRule:
 
 @dataclass(frozen=True)
 class Codec:
-    """How adapter tensors travel: wire codecs up and down (``fedsplit.wire``)."""
+    """How adapter tensors travel: wire codecs up and down (``fedsplit.wire``). ``hidden`` and ``gradient``: those of
+    the split step; empty: what the run file and the plan say."""
 
     name: str
     up: str = "raw"
     down: str = "raw"
+    hidden: str = ""
+    gradient: str = ""
     options: Options = field(default_factory=dict)
 
 
@@ -228,8 +257,14 @@ class ServerOpt:
 @dataclass(frozen=True)
 class Start:
     """First factors and where the next round starts. ``first``: law of the first draw, by the name the segment loader
-    knows. ``then``: the factors clients start from, given what the server opt left (shapes may change)."""
+    knows. ``then``: the factors clients start from, given what the server opt left (shapes may change).
+
+    ``redraws``: rounds may begin from new factors, so that what was learnt has to be in the base by then. ``offset``:
+    the first product is taken out of the base (fold 1 is minus it), so that the first function is that of the base.
+    """
 
     name: str
     first: str
     then: Callable[[LowRank, Memory], LowRank]
+    redraws: bool = False
+    offset: bool = False

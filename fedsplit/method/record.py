@@ -102,10 +102,10 @@ class Method:
         return self
 
     def traffic(self, m: int, n: int, rank: int, round: int = 0) -> Traffic:
-        """Scalars that travel for one M x N module at ``rank``: down what is common, up what is shared of what trained,
-        both thinned by the mask. Folds come on top, down: one of rank F takes F (M + N)."""
+        """Scalars that travel for one M x N module at ``rank``: down what is common and not drawn from a seed, up what
+        is shared of what trained, both thinned by the mask. Folds come on top, down: one of rank F takes F (M + N)."""
         factors = self.factors.of(round)
-        common = frozenset("AB") - (factors.trains - factors.shares)
+        common = frozenset("AB") - (factors.trains - factors.shares) - factors.drawn
         down, up = (
             rank * ((n if "A" in sides else 0) + (m if "B" in sides else 0)) for sides in (common, factors.shares)
         )

@@ -73,7 +73,7 @@ def topk(down: float = 0.25, up: float = 0.25) -> Mask:
     return Mask("topk", down, up)
 
 
-one = Groups("one", lambda ask: "all")
+one = Groups("one", lambda ask: ("all",))
 """One adapter for everybody."""
 nothing_personal = Personal("none")
 
@@ -94,6 +94,6 @@ def _redrawn(merged: LowRank, memory: Memory) -> LowRank:
     return LowRank(xp.zeros((m, rank), **where), xp.asarray(rows_RN, **where))
 
 
-redrawn = Start("redrawn", "kaiming_zero", _redrawn)
+redrawn = Start("redrawn", "kaiming_zero", _redrawn, redraws=True)
 """Every round starts from a new random A and B = 0 (Re-Initial): only for a merge that puts everything into the
 base."""

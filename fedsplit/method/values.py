@@ -21,6 +21,8 @@ class ClientUpdate:
 
     ``examples``: rows it trained on this round (n_k, >= 0; 0 is dropped before anything else). A server copy that all
     clients trained together comes as ``client="@server"`` with the sum of their examples and ``stands_for`` clients.
+    ``sent``: of a module that came in part, the rank components that did (the others are as they were sent down); a
+    module that is not named came whole.
     """
 
     client: str
@@ -30,6 +32,7 @@ class ClientUpdate:
     head: Head = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     stands_for: int = 1
+    sent: Mapping[ModuleKey, frozenset[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,8 @@ class Memory:
     """What a merge rule may know of its module besides the parts, and what it remembered from earlier rounds.
 
     ``previous`` is the global factor the round started from (None in the first round of a module), in the precision of
-    the merge; ``arrays`` is what the rule returned as ``Merged.memory`` the last time; ``seed`` is the run's.
+    the merge; ``arrays`` is what the rule returned as ``Merged.memory`` the last time; ``seed`` is the run's. Of the
+    parts, in their order: ``clients``, who sent them, and ``sent``, which rank components each sent (None: all).
     """
 
     key: ModuleKey
@@ -45,6 +49,8 @@ class Memory:
     seed: int = 0
     previous: LowRank | None = None
     arrays: Mapping[str, Array] = field(default_factory=dict)
+    clients: tuple[str, ...] = ()
+    sent: tuple[frozenset[int] | None, ...] = ()
 
 
 @dataclass(frozen=True)

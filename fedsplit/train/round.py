@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -206,9 +207,11 @@ def _merged(state: GlobalState, weighted: Weighted, rule: Method, head_policy: H
 
 
 def _merge_module(state: GlobalState, key: ModuleKey, weighted: Weighted, rule: Method, seed: int) -> Merged:
-    parts = [update.adapter[key].astype("float64") for update, _ in weighted if key in update.adapter]
-    p_K = _normalised([weight for update, weight in weighted if key in update.adapter])
-    merged = rule.merge_rule(parts, p_K, _memory(state, key, seed))
+    owners = [(update, weight) for update, weight in weighted if key in update.adapter]
+    parts = [update.adapter[key].astype("float64") for update, _ in owners]
+    p_K = _normalised([weight for _, weight in owners])
+    clients, sent = (tuple(one.client for one, _ in owners), tuple(one.sent.get(key) for one, _ in owners))
+    merged = rule.merge_rule(parts, p_K, replace(_memory(state, key, seed), clients=clients, sent=sent))
     if not isinstance(merged, Merged):
         found = f"{rule.merge_rule.name} returns {type(merged).__name__}"
         raise ConfigError([Problem("method.merge", found, "Merged", "write: return Merged(adapter=...)")])

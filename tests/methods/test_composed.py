@@ -13,7 +13,7 @@ from fedsplit.cli.verbs import VERBS
 from fedsplit.config.load import dumps, load, loads
 from fedsplit.errors import ConfigError, IncompatibleParts
 from fedsplit.method import Method, Phases, phases, stock
-from fedsplit.method.check import check
+from fedsplit.method.check import between, check
 from fedsplit.method.of_run import method_of
 from fedsplit.method.parts import Start
 from fedsplit.method.record import SLOTS, part_name
@@ -129,6 +129,7 @@ def test_phases_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(IncompatibleParts, match=r"drawn once, by the law kaiming_zero; use start = averaged"):
         check(phases({0: plain, 5: plain.but(start=drawn)}))
     check(phases({0: plain.but(topology=stock.u), 5: plain}))
+    assert between(phases({0: plain.but(start=drawn), 5: plain})) == ()
 
 
 def test_files_of_phases_are_found_beside_the_run_file(tmp_path: Path) -> None:
