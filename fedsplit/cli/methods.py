@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedsplit.cli.chosen_method import Options, options_from
 from fedsplit.cli.methods_check import check
-from fedsplit.method.card import Card
-from fedsplit.method.registry import cards, discover, find
+from fedsplit.cli.methods_cost import Cost, costs
+from fedsplit.cli.words import size
+from fedsplit.method.card import Card, factories_of
+from fedsplit.method.registry import AnyFactory, cards, discover, find
 
 app = typer.Typer(help="The federated methods, with their papers.")
 app.command()(check)
@@ -54,23 +59,47 @@ def methods(
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="A method's name, or ./FILE.py:NAME.")],
+    model: Annotated[str, typer.Option(help="Count what travels with this model: minilm, a folder, a hub id.")] = "",
+    rank: Annotated[int, typer.Option(help="Rank of the factors, with --model.")] = 8,
+    targets: Annotated[str, typer.Option(help="Modules as peft knows them, e.g. query,value; with --model.")] = "",
+    options: Options = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
-    """Show one method: its idea, its parts, its options and what it can do."""
+    """Show one method: its idea and equations, its parts, its options, what it can do, and what it costs."""
     factory = find(name, folder=Path())
     card = factory.card
+    made = factory.build(options_from(options))
+    chosen = tuple(one.strip() for one in targets.split(",") if one.strip())
+    counted = costs(made, model, rank, chosen) if model else ()
     if as_json:
-        typer.echo(json.dumps(as_row(card), indent=2))
+        typer.echo(json.dumps(as_row(card) | {"cost": [row._asdict() for row in counted]}, indent=2))
         return
     console = Console()
     console.print(Text(f"{card.title}", style="bold"), Text(f"{card.name}, {card.paper}", style="dim"))
-    console.print(Text("\n" + factory.doc.replace("``", "") + "\n"))
+    console.print(Text("\n" + _explanation(factory) + "\n"), soft_wrap=True)
     console.print(_pairs("part", "stock part", list(card.parts.items())))
     if card.options:
         rows = [(option.name, f"{option.type}; default {_value(option.default)}") for option in card.options]
         console.print(_pairs("option", "in [method.options] of the run file", rows))
     console.print(_pairs("property", "", [(meaning, _yes(card, name)) for name, meaning in CAPABILITIES.items()]))
     console.print(f"numbers that travel for one M x N module at rank R: {card.up} up, {card.down} down")
+    if counted:
+        console.print(_pairs(f"{model}, rank {rank}", "numbers of one client in one round", _cost_rows(counted)))
+
+
+def _explanation(factory: AnyFactory) -> str:
+    """The docstring of a module that holds one method, with its equations and sources; else the function's own."""
+    module = sys.modules.get(factory.module)
+    alone = module is not None and len(factories_of(module)) == 1
+    text = inspect.getdoc(module) if alone else ""
+    own = [] if text and factory.doc.count("\n\n") == 0 else [factory.doc]
+    return "\n\n".join([*([text] if text else []), *own]).replace("``", "")
+
+
+def _cost_rows(found: Sequence[Cost]) -> list[tuple[str, str]]:
+    ways = {"up": "up", "down": "down", "fold": "folds down, for each client", "head": "head, either way"}
+    rows = [(f"{cost.rounds}: {words}", int(getattr(cost, way))) for cost in found for way, words in ways.items()]
+    return [(words, f"{count:,} ({size(4 * count)} in float32)") for words, count in rows if count]
 
 
 def as_row(card: Card) -> dict[str, Any]:

@@ -43,6 +43,35 @@ def test_one_method_with_its_parts_and_options() -> None:
     assert json.loads(output("show", "fedavg", "--json"))["name"] == "fedavg"
 
 
+def test_show_explains_with_equations_and_counts_what_travels_with_a_model() -> None:
+    text = output("show", "rolora", "--model", "minilm", "--targets", "intermediate.dense")
+    assert "odd t:  B rests, common to all    A <- sum_k p_k A_k" in text
+    assert "round 0, 2, ...: up" in text
+    assert "round 1, 3, ...: up" in text
+
+    def cost(*arguments: str) -> list[dict[str, object]]:
+        rows: list[dict[str, object]] = json.loads(output("show", *arguments, "--json"))["cost"]
+        return rows
+
+    # 6 layers, query and value of 384 x 384, rank 8.
+    both = 6 * 2 * 8 * (384 + 384)
+    (fedavg,) = cost("fedavg", "--model", "minilm")
+    assert (fedavg["down"], fedavg["up"], fedavg["fold"]) == (both, both, 0)
+    (flora,) = cost("flora", "--model", "minilm", "--rank", "4")
+    assert (flora["up"], flora["fold"]) == (both // 2, both // 2)
+    even, odd = cost("rolora", "--model", "minilm", "--targets", "intermediate.dense")
+    assert (even["up"], odd["up"], even["down"]) == (6 * 8 * 1536, 6 * 8 * 384, 6 * 8 * (1536 + 384))
+    assert cost("fedavg") == []
+    for arguments, words in (
+        (["--model", "minilm", "--rank", "400"], "--rank: found 400, expected 1 to 384"),
+        (["--model", "minilm", "--targets", "qeury"], "did you mean 'query'"),
+        (["--set", "weigths=uniform"], "did you mean weights"),
+    ):
+        result = RUN.invoke(APP, ["methods", "show", "fedavg", *arguments])
+        assert result.exit_code == 2
+        assert words in result.output
+
+
 def test_an_unknown_method_is_one_line_and_exit_code_2() -> None:
     result = RUN.invoke(APP, ["methods", "show", "fedavgg"])
     assert result.exit_code == 2
