@@ -14,6 +14,7 @@ from fedsplit.data.batches import Batch
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import LinkError
 from fedsplit.events import Emit, silent
+from fedsplit.exchange.coded import as_planned
 from fedsplit.exchange.part import Part
 from fedsplit.exchange.predict import Predictor
 from fedsplit.exchange.step import At
@@ -129,10 +130,11 @@ class _Remote:
             label_tokens=0,
             train=False,
         )
-        self._line.send(message, {"h": h_ND})
+        line = as_planned(self._line, self._part.plan, self._offer.run.run.seed)
+        line.send(message, {"h": h_ND})
         while True:
             try:
-                packet = self._line.receive()
+                packet = line.receive()
             except Interrupt:
                 continue
             if isinstance(packet.message, Hidden) and packet.message.micro == self._asked:

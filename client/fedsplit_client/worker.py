@@ -11,11 +11,12 @@ from fedsplit.config.run import RunFile
 from fedsplit.data.batches import Batch
 from fedsplit.errors import LinkError, Refused
 from fedsplit.events import Emit, Measured, Note, RoundStarted, StepDone
+from fedsplit.exchange.coded import as_planned
 from fedsplit.exchange.evaluate import evaluate, through
 from fedsplit.exchange.feed import Feed
 from fedsplit.exchange.part import Part
 from fedsplit.exchange.rate import learning_rate
-from fedsplit.exchange.step import At, Outcome, SplitStep, local_step
+from fedsplit.exchange.step import At, Line, Outcome, SplitStep, local_step
 from fedsplit.lora.adapter import Adapter, Head, Sides, flatten, unflatten
 from fedsplit.method.values import whole
 from fedsplit.plan.given import scheduled
@@ -82,6 +83,11 @@ class Worker:
     @property
     def _part(self) -> Part:
         return self._place.part
+
+    @property
+    def _coded(self) -> Line:
+        """The line for hidden states and gradients, which travel as planned."""
+        return as_planned(self._line, self._part.plan, self._run.run.seed)
 
     def work(self) -> Result:
         """Until the server says that training is over.
@@ -169,7 +175,7 @@ class Worker:
         up, down, waited, begun = end.up_bytes, end.down_bytes, self._line.waited_s, time.perf_counter()
         outcome: Outcome
         if self._part.split:
-            outcome = SplitStep(self._part, self._line, batches, at, seed).run()
+            outcome = SplitStep(self._part, self._coded, batches, at, seed).run()
         else:
             train = self._run.train
             now = scheduled(start.round, step, start.steps, train.steps)
@@ -215,7 +221,7 @@ class Worker:
             self._owner.between_steps()
         self._load(asked, packet)
         start = Start(round=asked.round, era=0, steps=0, first_step=0, base_version=0, adapter_version=0)
-        far = through(self._line, self._part, self._at(start, 0))
+        far = through(self._coded, self._part, self._at(start, 0))
         metrics, examples = evaluate(self._part, self._feed.test(), len(self._run.model.labels), far)
         self._keep(asked, metrics)
         self._emit(Measured(client=self._name, round=asked.round, phase=asked.phase, metrics=metrics))

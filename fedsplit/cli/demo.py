@@ -31,6 +31,7 @@ from fedsplit.data.stdlib import AREAS, ClientFiles, write_clients
 from fedsplit.devices.load import save
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.method.of_run import method_of
+from fedsplit.plan.codec import with_codecs
 from fedsplit.plan.question import questions
 from fedsplit.plan.solve import planned
 from fedsplit.plan.types import Cut, Plan
@@ -187,7 +188,7 @@ def _show_plan(
     run: RunFile, run_file: Path, profiles: dict[str, DeviceProfile], server: DeviceProfile, console: Console
 ) -> Plan:
     card = model_card(run, run_file.parent)
-    plan, asked = planned(questions(card, profiles, run, server=server))
+    plan, asked = planned(with_codecs(questions(card, profiles, run, server=server)))
     print_plan(plan, asked, console)
     for client in plan.clients:
         console.print(f" [bold]{client.client}[/]  {'; '.join(client.reasons[:2])}", soft_wrap=True)

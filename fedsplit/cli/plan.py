@@ -30,6 +30,7 @@ from fedsplit.errors import ConfigError, PlanError, Problem
 from fedsplit.method.of_run import method_of
 from fedsplit.method.settled import settled
 from fedsplit.plan.card import ModelCard, card
+from fedsplit.plan.codec import with_codecs
 from fedsplit.plan.fleet import balanced
 from fedsplit.plan.question import Question, questions
 from fedsplit.plan.solve import answer, planned, sealed
@@ -70,7 +71,7 @@ def plan(
         near = difflib.get_close_matches(explain, devices, 1)
         fix = f"did you mean {near[0]!r}?" if near else ""
         raise ConfigError([Problem("--explain", repr(explain), f"one of {', '.join(devices)}", fix)])
-    found, asked = _plan(questions(model, devices, run, server=host), explain)
+    found, asked = _plan(with_codecs(questions(model, devices, run, server=host)), explain)
     if plot is not None:
         typer.echo(f"drawn: {write_plot(picture(found, asked), plot)}", err=True)
     if as_json:

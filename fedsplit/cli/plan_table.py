@@ -78,7 +78,7 @@ def _row(client: ClientPlan, question: Question) -> dict[str, Text | str]:
     steps, here = steps_of(client, question.run), sum(layer.place == "client" for layer in client.layers)
     return {
         "client": Text(client.client, style="bold"),
-        "plan": describe(client.topology, client.cut),
+        "plan": describe(client.topology, client.cut) + ("" if client.wire_up == "raw" else f" · {client.wire_up}"),
         "here": f"{here} of {len(client.layers)}",
         "train": trained(client.layers) + (f" · {steps} steps" if client.steps else ""),
         "batch": f"{client.batch}" if client.micro_batches == 1 else f"{client.micro_batches} × {option.work.rows}",

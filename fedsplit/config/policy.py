@@ -10,12 +10,18 @@ from collections.abc import Iterator
 from fedsplit.config.run import ClientSection, PolicySection, RunFile
 from fedsplit.config.shape import found
 from fedsplit.errors import Problem
+from fedsplit.wire.codecs import BITS
 
 PERMISSION = {"v": ("shares_labels", "see the labels"), "w": ("exposes_tokens", "read the tokens")}
 """What a topology shows the server, and the key that permits it."""
 
 WIRE_BITS = {"float32": 32, "bfloat16": 16}
-"""Bits of an activation on the wire: it travels as the model computes it."""
+"""Bits of an activation on the wire where it travels as the model computes it."""
+
+
+def wire_bits(run: RunFile, codec: str) -> int:
+    """Bits of a hidden state on the wire, scales left out."""
+    return WIRE_BITS[run.model.dtype] if codec == "raw" else BITS[codec]
 
 
 def policy(run: RunFile) -> Iterator[Problem]:
@@ -30,6 +36,7 @@ def policy(run: RunFile) -> Iterator[Problem]:
         fix = 'set model.dtype = "float32", or lower it' if rules.min_wire_bits <= 32 else "lower it"
         words = f'at most {bits} with model.dtype = "{run.model.dtype}"'
         yield Problem("policy.min_wire_bits", str(rules.min_wire_bits), words, fix)
+    yield from _codecs(run)
     if rules.round_s > run.rounds.deadline_s > 0:
         fix = "lower it, or raise rounds.deadline_s: later updates do not count"
         words = f"at most rounds.deadline_s = {run.rounds.deadline_s:g}"
@@ -40,6 +47,22 @@ def policy(run: RunFile) -> Iterator[Problem]:
         fix = "lower it, or raise rounds.clients"
         words = f"at most rounds.clients = {run.rounds.clients}"
         yield Problem("plan.coverage", str(run.plan.coverage), words, fix)
+
+
+def _codecs(run: RunFile) -> Iterator[Problem]:
+    codecs, lowest = run.wire.codecs, run.policy.min_wire_bits
+    if not codecs:
+        yield Problem("wire.codecs", "no codec", 'at least one, as in codecs = ["raw"]')
+    for i, codec in enumerate(codecs):
+        path, bits = f"wire.codecs[{i}]", wire_bits(run, codec)
+        if codec in codecs[:i]:
+            yield Problem(path, found(codec), "every codec once", "remove the repetition")
+        elif codec != "raw" and bits >= WIRE_BITS[run.model.dtype]:
+            words = f'fewer bits than the {WIRE_BITS[run.model.dtype]} of model.dtype = "{run.model.dtype}"'
+            yield Problem(path, f"{found(codec)} of {bits} bits", words, 'write "raw"')
+        elif codec != "raw" and bits < lowest:
+            words = f"at least policy.min_wire_bits = {lowest}"
+            yield Problem(path, f"{found(codec)} of {bits} bits", words, "remove it or lower policy.min_wire_bits")
 
 
 def _topologies(rules: PolicySection) -> Iterator[Problem]:

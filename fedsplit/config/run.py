@@ -173,6 +173,15 @@ class PolicySection(Section, frozen=True, kw_only=True):
     """Planned seconds of a round, steps and the factors' transfer, that no device may exceed; 0: no limit."""
 
 
+class WireSection(Section, frozen=True, kw_only=True):
+    """How hidden states and their gradients travel."""
+
+    codecs: tuple[Literal["raw", "bf16", "f16", "int8", "int4"], ...] = ("raw",)
+    """What a plan may take, per device: as the model computes, cast, or in whole numbers with scales."""
+    gradient_bits: Literal[8, 4] = 8
+    """Bits of gradients beside hidden states in ``int4``: rounding errs more in them."""
+
+
 class PlanSection(Section, frozen=True, kw_only=True):
     """What the planner may decide for a device."""
 
@@ -273,6 +282,7 @@ class RunFile(Section, frozen=True, kw_only=True):
     rounds: RoundsSection = field(default_factory=RoundsSection)
     server: ServerSection = field(default_factory=ServerSection)
     policy: PolicySection = field(default_factory=PolicySection)
+    wire: WireSection = field(default_factory=WireSection)
     plan: PlanSection = field(default_factory=PlanSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     server_data: ServerDataSection = field(default_factory=ServerDataSection)

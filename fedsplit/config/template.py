@@ -15,7 +15,8 @@ from fedsplit.config.run import ClientSection, RunFile
 
 _WIDTH = 100
 _ORDER = (
-    "model", "data", "train", "lora", "rounds", "run", "server", "policy", "plan", "evaluate", "server_data", "method",
+    "model", "data", "train", "lora", "rounds", "run", "server", "policy", "wire", "plan", "evaluate", "server_data",
+    "method",
 )  # fmt: skip
 """What a newcomer looks for first comes first."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedsplit.config.run import RunFile
 from fedsplit.errors import PlanError
+from fedsplit.plan.question import gradient_codec
 from fedsplit.plan.types import ClientPlan, Topology
 from fedsplit.plan.work import DTYPE_BYTES
 
@@ -44,6 +45,17 @@ def _problems(plan: ClientPlan, run: RunFile, num_layers: int) -> list[str]:
         found.append(f"found density {other_densities[0]}, expected 1.0")
     if low := sorted(layer.layer for layer in mine if layer.trains and layer.rank < 1):
         found.append(f"found rank 0 in layer {low[0]}, which trains, expected 1 or more")
-    if {plan.wire_up, plan.wire_down} != {"raw"}:
-        found.append(f"found wire codecs {plan.wire_up} up and {plan.wire_down} down, expected raw")
+    return [*found, *_codecs(plan, run)]
+
+
+def _codecs(plan: ClientPlan, run: RunFile) -> list[str]:
+    """Codecs that the run file does not allow. Gradients in fewer bits than it names, too."""
+    allowed = ("raw",) if plan.topology is Topology.LOCAL else run.wire.codecs
+    found = []
+    for way, hidden, gradient in (("up", plan.wire_up, plan.grad_up), ("down", plan.wire_down, plan.grad_down)):
+        if hidden not in allowed:
+            found.append(f"found wire codec {hidden} {way}, expected {' or '.join(allowed)}")
+        elif gradient != gradient_codec(run, hidden):
+            wanted = gradient_codec(run, hidden)
+            found.append(f"found wire codec {gradient} of gradients {way}, expected {wanted} beside {hidden}")
     return found

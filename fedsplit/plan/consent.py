@@ -57,4 +57,5 @@ def objection(agreed: ClientPlan, now: ClientPlan, offered: ClientPlan, run: Run
 
 def _work(plan: ClientPlan) -> tuple[object, ...]:
     layers = tuple((layer.layer, layer.trains, layer.rank, layer.bits, layer.density) for layer in plan.layers)
-    return plan.client, plan.batch, plan.micro_batches, plan.steps, plan.wire_up, plan.wire_down, plan.dtype, layers
+    codecs = plan.wire_up, plan.wire_down, plan.grad_up, plan.grad_down
+    return plan.client, plan.batch, plan.micro_batches, plan.steps, codecs, plan.dtype, layers

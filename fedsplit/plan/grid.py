@@ -142,11 +142,11 @@ class Grid:
     def bytes_O(self) -> tuple[Ints, Ints]:
         """``timing.traffic``: (up, down) bytes of a step."""
         work = self.works[0]
-        crossing = round(work.batch * work.valid * work.card.hidden * work.width_bytes)
+        crossing, gradient = work.crossing_bytes
         labels = round(8 * work.batch * (work.valid if work.card.task == "causal-lm" else 1))
         v, local = self.is_(Topology.V), self.is_(Topology.LOCAL)
-        back = np.where(work.lowest < self.c1_O, crossing, 0)
-        up = np.where(v, crossing + labels, 2 * crossing)
+        back = np.where(work.lowest < self.c1_O, gradient, 0)
+        up = np.where(v, crossing + labels, crossing + gradient)
         down = np.where(v, back, crossing + back)
         return np.where(local, 0, up), np.where(local, 0, down)
 

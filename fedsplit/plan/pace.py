@@ -106,16 +106,17 @@ class Pace:
         ends = (ENDS - BEGIN) * micro * self.overhead_K
         last, last_back = cuts.tail.passes(cuts.work, micro, *device, twice=twice)
         end = np.where(cuts.v_O, 0.0, last + last_back + self.head_K + ends)
-        up_back = np.where(cuts.v_O, 0, cuts.up_O // 2)
+        hidden, gradient = cuts.work.crossing_bytes
+        first_down, up_back = np.where(cuts.v_O, 0, hidden), np.where(cuts.v_O, 0, gradient)
         return Legs(
             front=there / self.slower_K,
             up=(cuts.up_O - up_back) / self.up_bps_K,
             body=served[0] / self.share_K,
-            down=up_back / self.down_bps_K,
+            down=first_down / self.down_bps_K,
             tail=end / self.slower_K,
             up_back=up_back / self.up_bps_K,
             body_back=served[1] / self.share_K,
-            down_back=(cuts.down_O - up_back) / self.down_bps_K,
+            down_back=(cuts.down_O - first_down) / self.down_bps_K,
             back=(back + np.where(cuts.v_O, ends, 0.0)) / self.slower_K,
             wait=self.latency_K,
             wait_back=np.where(cuts.back_O, self.latency_K, 0.0),

@@ -54,6 +54,8 @@ class Question:
     """The most that the device's owner agreed to show; None: whatever the policy allows."""
     pieces: int = 0
     """Micro-batches that a running client keeps; 0: as many as are best."""
+    wire: str = "raw"
+    """Codec of hidden states (``codec``)."""
     way: tuple[Topology, Cut, int, tuple[int, ...]] | None = None
     """(topology, cut, index of the step in micro-batches, rank of each layer) of a device on which not everything fits,
     chosen for the fleet's sake (``cover``); None: the most valuable."""
@@ -77,8 +79,10 @@ def questions(
     allowed: Collection[Topology] | None = None,
     agreed: Mapping[str, Shown] | None = None,
     pieces: Mapping[str, int] | None = None,
+    wires: Mapping[str, str] | None = None,
 ) -> dict[str, Question]:
-    """One question a client, in name order. Each gets an equal share of the server and of its link."""
+    """One question a client, in name order. Each gets an equal share of the server and of its link. ``wires``: codecs
+    that clients keep; the others': the run file's first one."""
     fixed = {section.name: section for section in run.clients}
     sharing = max(len(devices), run.rounds.clients)
     robust = run.plan.robust
@@ -97,6 +101,7 @@ def questions(
             link_share=1 / sharing,
             agreed=(agreed or {}).get(name),
             pieces=(pieces or {}).get(name, 0),
+            wire=(wires or {}).get(name, run.wire.codecs[0]),
             usual=(devices[name], server) if robust and _strays(devices[name], server) else None,
         )
         for name in sorted(devices)
@@ -120,9 +125,15 @@ def step_of(question: Question) -> tuple[list[tuple[Topology, Cut]], list[Work],
         chosen = [one for one in chosen if within(shown(*one, question.card.num_layers), agreed)]
         why_not = [*why_not, *([] if chosen else ["every other plan shows the operator more than the owner agreed to"])]
     work = work_of(question.card, run, question.data, batch=fixed.batch if fixed else 0)
+    work = replace(work, wire=question.wire, wire_grad=gradient_codec(run, question.wire))
     works = splits(work, checkpoint=run.plan.checkpoint)
     chosen, too_much = affordable(question, work, chosen)
     return chosen, [one for one in works if question.pieces in (0, one.micro_batches)] or works, [*why_not, *too_much]
+
+
+def gradient_codec(run: RunFile, codec: str) -> str:
+    """What the gradients of hidden states in ``codec`` travel in."""
+    return f"int{run.wire.gradient_bits}" if codec == "int4" else codec
 
 
 def affordable(
@@ -186,6 +197,7 @@ def alike(question: Question) -> tuple[bytes, bytes]:
     fixed = question.fixed
     section = (fixed.topology, fixed.cut, fixed.batch, fixed.threads) if fixed else None
     budget = question.device.limits.upload_per_day_bytes if question.device.limits is not None else 0
-    return msgspec.json.encode((counts, section, question.agreed, question.pieces, budget)), msgspec.json.encode(
+    kind = counts, section, question.agreed, question.pieces, question.wire, budget
+    return msgspec.json.encode(kind), msgspec.json.encode(
         (question.device, question.pick, question.way, question.usual and question.usual[0].slowdown)
     )

@@ -91,6 +91,7 @@ def _with_slack(
             round=found.plan.round,
             data={name: one.data for name, one in fleet.items() if one.data is not None},
             pieces={name: plan.micro_batches for name, plan in plans.items()},
+            wires={name: plan.wire_up for name, plan in plans.items()},
         )
     except PlanError:  # the plans as they are break a rule: there is nothing to give
         return found
@@ -126,6 +127,7 @@ def _replan(
             data={name: one.data for name, one in fleet.items() if one.data is not None},
             agreed={name: shown_by(one.agreed) for name, one in fleet.items()},
             pieces={name: one.plan.micro_batches for name, one in fleet.items() if pieces},
+            wires={name: one.plan.wire_up for name, one in fleet.items()},
         )
         return structs.replace(found, clients=tuple(map(shaped, found.clients)))
 

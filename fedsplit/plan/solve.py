@@ -20,6 +20,7 @@ from fedsplit.devices.units import duration, size
 from fedsplit.errors import PlanError
 from fedsplit.plan.card import check_targets
 from fedsplit.plan.changes import for_all
+from fedsplit.plan.codec import said, with_codecs
 from fedsplit.plan.consent import Shown
 from fedsplit.plan.cover import covered
 from fedsplit.plan.coverage import coverage_note
@@ -54,21 +55,24 @@ def solve(
     allowed: Collection[Topology] | None = None,
     agreed: Mapping[str, Shown] | None = None,
     pieces: Mapping[str, int] | None = None,
+    wires: Mapping[str, str] | None = None,
     beside: Sequence[ClientPlan] | None = None,
 ) -> Plan:
     """Plan all ``devices`` (client name → profile) for one round.
 
     ``data``: counts of each client's tokens; absent: rows of ``model.max_length``. ``allowed``: topologies that the
     method or the device's owner admits; None: all. ``agreed``: the most that each owner agreed to show.
-    ``pieces``: micro-batches that a client keeps. ``beside``: plans of clients that are there already, when others
-    join: they count towards ``plan.coverage``, and what is still missing is no error. Values that ``run.clients`` fixes
-    for a name are kept.
+    ``pieces``: micro-batches that a client keeps, ``wires``: its codec (of all clients, or none). ``beside``: plans of
+    clients that are there already, when others join: they count towards ``plan.coverage``, and what is still missing is
+    no error. Values that ``run.clients`` fixes for a name are kept.
     Raises PlanError where nothing fits (constraint, nearest plan, smallest change), where all clients together train a
     layer too seldom (``plan.coverage``), or for an empty fleet;
     ConfigError for LoRA targets the model does not have.
     """
-    asked = questions(card, devices, run, server=server, data=data, allowed=allowed, agreed=agreed, pieces=pieces)
-    return planned(asked, round=round, beside=beside)[0]
+    asked = questions(
+        card, devices, run, server=server, data=data, allowed=allowed, agreed=agreed, pieces=pieces, wires=wires
+    )
+    return planned(asked if wires else with_codecs(asked), round=round, beside=beside)[0]
 
 
 def planned(
@@ -188,6 +192,7 @@ def _plan(
 ) -> ClientPlan:
     device, work = question.device, best.work
     here = 0 if best.topology is Topology.LOCAL else best.server.total - best.server.runtime
+    wire, gradient = ("raw", "raw") if best.topology is Topology.LOCAL else (work.wire, work.wire_grad)
     estimate = Estimate(
         memory_bytes=best.memory.total,
         disk_bytes=facts.disk_bytes,
@@ -198,6 +203,7 @@ def _plan(
         server_memory_bytes=here,
         server_step_s=best.times.server * question.share,
         row_tokens=work.valid,
+        hidden_bytes=0 if best.topology is Topology.LOCAL else work.crossing_bytes[0],
         factors_up_bytes=facts.factors[0],
         factors_down_bytes=facts.factors[1],
         usual_step_s=usual_s(question, best),
@@ -205,7 +211,9 @@ def _plan(
     return ClientPlan(
         client=name, topology=best.topology, cut=best.cut, layers=facts.layers, batch=work.batch,
         micro_batches=work.micro_batches, checkpoint=work.checkpoint, dtype=work.dtype, estimate=estimate,
-        binding=binding(rivals, best, question.fixed), reasons=reasons(rivals, best, why_not, question),
+        wire_up=wire, wire_down=wire, grad_up=gradient, grad_down=gradient,
+        binding=binding(rivals, best, question.fixed),
+        reasons=(*reasons(rivals, best, why_not, question), *said(question, best)),
         exposure=facts.exposure,
     )  # fmt: skip
 

@@ -97,8 +97,7 @@ def legs_of(
         return mine
     body, body_back = passes(work, served(topology, cut, work.card.num_layers), server)
     up, down = traffic(work, topology, cut)
-    up_back = 0 if topology is Topology.V else up // 2
-    first_down = up_back
+    first_down, up_back = (0, 0) if topology is Topology.V else work.crossing_bytes
     if topology is Topology.V:
         body, body_back = body + body_back + head_s(work, server), 0.0
     link = reached(device, server, link_share)
@@ -181,9 +180,9 @@ def traffic(work: Work, topology: Topology, cut: Cut) -> tuple[int, int]:
     """(up, down) bytes of tensors of one step; hidden states travel without their padding, labels as 64-bit numbers."""
     if topology is Topology.LOCAL:
         return 0, 0
-    crossing = round(work.batch * work.valid * work.card.hidden * work.width_bytes)
-    back = crossing if work.lowest < cut.c1 else 0
+    crossing, gradient = work.crossing_bytes
+    back = gradient if work.lowest < cut.c1 else 0
     if topology is Topology.V:
         labels = work.valid if work.card.task == "causal-lm" else 1
         return crossing + round(8 * work.batch * labels), back
-    return 2 * crossing, crossing + back
+    return crossing + gradient, crossing + back

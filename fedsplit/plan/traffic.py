@@ -122,11 +122,12 @@ def _step(plan: ClientPlan, cost: Estimate, share: float) -> Moved:
 
 
 def _look(plan: ClientPlan, cost: Estimate, share: float, run: RunFile, rows: int) -> Moved:
-    """One pass over the held-out rows: what a step sends up forward; in ``v`` only a loss and scores come back."""
+    """One pass over the held-out rows: what a step sends forward; in ``v`` labels beside it, a loss and scores back."""
     headers = HEADER_BYTES * math.ceil(rows / run.evaluate.batch)
-    crossings = 1 if plan.topology is Topology.V else 2
-    forward = round(cost.up_bytes * share * rows / (plan.batch * crossings))
-    return Moved(forward + headers, headers + (0 if crossings == 1 else forward))
+    sees_labels = plan.topology is Topology.V
+    crossing = cost.up_bytes if sees_labels else cost.hidden_bytes or cost.up_bytes / 2
+    forward = round(crossing * share * rows / plan.batch)
+    return Moved(forward + headers, headers + (0 if sees_labels else forward))
 
 
 def _times(count: int, moved: Moved) -> Moved:

@@ -41,7 +41,8 @@ class LayerPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Estimate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Predicted cost on the device: peak memory, disk, one optimiser step, bytes a step up and down, joules a step.
 
-    ``row_tokens``: tokens of a row that the bytes of a step rest on; ``factors_…``: what travels once a round;
+    ``row_tokens``: tokens of a row that the bytes of a step rest on; ``hidden_bytes``: of a step, the hidden
+    states in one direction; ``factors_…``: what travels once a round;
     ``usual_step_s``: of a step whose computing is not as slow as in the slowest tenth, 0: the same as ``step_s``.
     """
 
@@ -54,6 +55,7 @@ class Estimate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     server_memory_bytes: int = 0
     server_step_s: float = 0.0
     row_tokens: float = 0.0
+    hidden_bytes: int = 0
     factors_up_bytes: int = 0
     factors_down_bytes: int = 0
     start_bytes: int = 0
@@ -67,7 +69,8 @@ class Estimate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class ClientPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One client's job. ``wire_up`` and ``wire_down`` name the codec of activations and gradients.
+    """One client's job. ``wire_up`` and ``wire_down`` name the codec of hidden states (``fedsplit.wire.codecs``),
+    ``grad_up`` and ``grad_down`` that of their gradients.
 
     ``checkpoint``: its layers keep their inputs alone and are computed again on the way back. ``steps``: local steps of
     a round where it has time for more than the run file's (``plan.slack``); 0: as many as that says.
@@ -83,6 +86,8 @@ class ClientPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     steps: int = 0
     wire_up: str = "raw"
     wire_down: str = "raw"
+    grad_up: str = "raw"
+    grad_down: str = "raw"
     dtype: str = "float32"
     estimate: Estimate | None = None
     binding: str = ""

@@ -16,6 +16,7 @@ from fedsplit.config.run import RunFile
 from fedsplit.plan.model import Linear, ModelCard, lora_params
 from fedsplit.plan.streaming import streams
 from fedsplit.plan.types import ClientPlan, Cut, Topology
+from fedsplit.wire.codecs import row_bytes
 
 Count = TypeVar("Count", int, float)
 
@@ -42,8 +43,8 @@ class Work:
     optimiser. ``bits``: of a layer's frozen weights, 0: those of the compute dtype. ``chunk``: tokens of one loss
     slice, 0: the whole micro-batch at once. ``checkpoint``: the client's layers keep their inputs alone and are
     computed again on the way back. ``ranks``: of each layer, 0: it does not train; empty: ``rank`` in all of them.
-    ``measured_kept``: what was measured instead of the closed forms, in elements a token: (one frozen layer, the
-    adapters of one layer)."""
+    ``wire``, ``wire_grad``: codecs of hidden states, of their gradients. ``measured_kept``: what was measured, not
+    the closed forms, in elements a token: (one frozen layer, the adapters of one layer)."""
 
     card: ModelCard
     batch: int
@@ -64,11 +65,21 @@ class Work:
     padded: bool = True
     chunk: int = 0
     measured_kept: tuple[float, float] | None = None
+    wire: str = "raw"
+    wire_grad: str = "raw"
 
     @property
     def width_bytes(self) -> int:
         """Bytes of one element of the model's compute dtype, also on the wire (raw codec)."""
         return DTYPE_BYTES[self.dtype]
+
+    @property
+    def crossing_bytes(self) -> tuple[int, int]:
+        """(hidden states, their gradient) of a step once through the link, in their codecs."""
+        rows, hidden = self.batch * self.valid, self.card.hidden
+        both = (rows * row_bytes(codec, hidden, self.width_bytes) for codec in (self.wire, self.wire_grad))
+        there, back = map(round, both)
+        return there, back
 
     @property
     def streams(self) -> bool:
@@ -204,6 +215,8 @@ def as_planned(work: Work, plan: ClientPlan) -> Work:
         micro_batches=plan.micro_batches,
         checkpoint=plan.checkpoint,
         ranks=() if ranks == whole else ranks,
+        wire=plan.wire_up,
+        wire_grad=plan.grad_up,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fedsplit.wire.codecs import BITS, widest
 from fedsplit.wire.limits import Limits
 from fedsplit.wire.messages import PROBE_BYTES, Backward, Chunk, Forward, Message, Probe, Probed
 from fedsplit.wire.tensors import WireTensor
@@ -25,8 +26,8 @@ def mismatch(message: Message, tensors: Mapping[str, WireTensor], limits: Limits
         return f"{type(message).__name__} needs a tensor {name!r}, found {sorted(tensors) or 'none'}"
     if isinstance(message, Chunk | Probe | Probed):
         return _flat(message, tensor)
-    if tensor.codec != "raw":
-        return ""  # the codec knows its own shapes
+    if tensor.codec not in BITS:
+        return f"tensor {name!r}: found codec {tensor.codec!r}, expected one of {', '.join(BITS)}"
     if len(tensor.shape) != 2:
         return f"tensor {name!r} must have two dimensions (tokens, width), found shape {tensor.shape}"
     return _rows(message, tensor, limits) if isinstance(message, Forward) else ""
@@ -50,7 +51,8 @@ def _rows(forward: Forward, h_ND: WireTensor, limits: Limits) -> str:
     if sum(lengths) != tokens:
         return f"the lengths sum up to {sum(lengths)} tokens, tensor 'h' holds {tokens}"
     # Padding is not sent but will be allocated: a small packet must not ask for a large batch.
-    padded = len(lengths) * width * dim * h_ND.data.itemsize
+    size = h_ND.data.itemsize if h_ND.codec == "raw" else 4
+    padded = len(lengths) * width * widest(h_ND.codec, dim) * size
     if padded > limits.tensor_bytes:
         return f"the padded batch takes {padded} bytes, at most {limits.tensor_bytes} are allowed"
     return ""

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from fedsplit.config.run import ModelSection
 from fedsplit.data.examples import IGNORED
 from fedsplit.errors import DataError, RemoteProtocolError
+from fedsplit.exchange.coded import Codecs, decoded
 from fedsplit.split.base import Base
 from fedsplit.split.rows import Rows
-from fedsplit.wire import WireTensor
+from fedsplit.wire import Packet, WireTensor
 from fedsplit.wire.messages import Backward, Exchange, Forward
 
 _DTYPES = {"float32": "f32", "bfloat16": "bf16"}
@@ -25,6 +26,17 @@ _DTYPES = {"float32": "f32", "bfloat16": "bf16"}
 
 class WrongContent(RemoteProtocolError):
     """A message that would be wrong again if its sender repeated the round: its part in the run is over."""
+
+
+def read(codecs: Codecs, packet: Packet, base: Base) -> Packet:
+    """The packet with raw tensors.
+
+    :raises WrongContent: a tensor does not travel as planned.
+    """
+    try:
+        return decoded(codecs, packet, int(base.hidden_size))
+    except RemoteProtocolError as error:
+        raise WrongContent(str(error)) from None
 
 
 def check_content(

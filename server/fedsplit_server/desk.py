@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedsplit.config.run import RunFile
 from fedsplit.errors import Lost, RemoteProtocolError
+from fedsplit.exchange.coded import RAW, Codecs, encoded
 from fedsplit.exchange.rate import clip_factor, learning_rate
 from fedsplit.exchange.step import dropout_key
 from fedsplit.lora.adapter import Adapter, Head, Sides
@@ -27,7 +28,7 @@ from fedsplit.split.stash import Key
 from fedsplit.split.tensors import from_wire, to_wire
 from fedsplit.train.batch import labels_from_wire
 from fedsplit.train.copies import Copies, Held
-from fedsplit.wire import Packet, WireTensor
+from fedsplit.wire import Packet, Tensors, WireTensor
 from fedsplit.wire.messages import (
     Abort,
     Backward,
@@ -40,7 +41,7 @@ from fedsplit.wire.messages import (
     Missing,
     Prepare,
 )
-from fedsplit_server.content import WrongContent, check_content
+from fedsplit_server.content import WrongContent, check_content, read
 from fedsplit_server.gates import Free, Gate, Parked, gate
 
 
@@ -67,6 +68,7 @@ class Seat:
     steps: int = 0
     """Of its round; 0: as many as the round has."""
     factors: Adapter = field(default_factory=dict, repr=False, compare=False)
+    codecs: Codecs = RAW
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Desk:
         """
         message = packet.message
         assert isinstance(message, Exchange)
-        self._check(name, packet)
+        packet = self._checked(name, packet)
         self._last[name] = message
         if isinstance(message, Forward):
             self._sizes[name, message.step, message.micro] = sum(message.lengths)
@@ -181,7 +183,8 @@ class Desk:
         """Whom the parked messages wait for."""
         return self._gate.waits_for(self._parked)
 
-    def _check(self, name: str, packet: Packet) -> None:
+    def _checked(self, name: str, packet: Packet) -> Packet:
+        """The packet with its tensors decoded."""
         opened, seat = self._opened, self._seats.get(name)
         message = packet.message
         assert isinstance(message, Exchange)
@@ -198,13 +201,16 @@ class Desk:
         if found != wanted:
             names = "round, era, base version, adapter version, cut"
             raise RemoteProtocolError(f"{name} is at ({names}) = {found}, the server at {wanted}; join again")
-        check_content(message, packet.tensors, self._run.model, self._engine.segment.base, labels_here=seat.labels_here)
+        base = self._engine.segment.base
+        packet = read(seat.codecs, packet, base)
+        check_content(message, packet.tensors, self._run.model, base, labels_here=seat.labels_here)
         tokens = self._sizes.get((name, message.step, message.micro))
         # A forward that is not known answers Missing, as one whose graph was dropped.
         if isinstance(message, Backward) and tokens is not None and packet.tensors["g"].shape[0] != tokens:
             raise WrongContent(
                 f"tensor 'g': found {packet.tensors['g'].shape[0]} tokens, expected {tokens} as in its forward"
             )
+        return packet
 
     def _forget(self, name: str) -> None:
         """Nothing of a client's open step is kept."""
@@ -244,7 +250,7 @@ class Desk:
 
     def _hidden(self, item: Parked, h_ND: torch.Tensor) -> Out:
         reply = Hidden(**where(item.message), label_tokens=self._tokens[item.name])
-        return Out(item.name, reply, {"h": to_wire(h_ND)})
+        return self._out(item.name, reply, {"h": to_wire(h_ND)})
 
     def _loss(self, item: Parked) -> Out:
         sent = from_wire(item.packet.tensors["labels"], self._engine.device)
@@ -252,7 +258,8 @@ class Desk:
         job = LossJob(**self._fields(item), labels=labels, label_tokens=self._tokens[item.name])
         [result] = self._engine.loss([job])
         tensors = {} if result.g_ND is None else {"g": to_wire(result.g_ND)}
-        return Out(item.name, Grad(**where(item.message), loss=result.loss, label_tokens=job.label_tokens), tensors)
+        reply = Grad(**where(item.message), loss=result.loss, label_tokens=job.label_tokens)
+        return self._out(item.name, reply, tensors)
 
     def _job(self, item: Parked) -> ForwardJob:
         return ForwardJob(**self._fields(item))
@@ -280,7 +287,11 @@ class Desk:
             [g1_ND] = self._engine.backward([job])
         except Lost as lost:
             return Out(item.name, Missing(**where(item.message), reason=str(lost)))
-        return Out(item.name, Grad(**where(item.message)), {} if g1_ND is None else {"g": to_wire(g1_ND)})
+        return self._out(item.name, Grad(**where(item.message)), {} if g1_ND is None else {"g": to_wire(g1_ND)})
+
+    def _out(self, name: str, reply: Exchange, tensors: Tensors) -> Out:
+        """A reply whose tensors travel as the client's plan says."""
+        return Out(name, reply, encoded(self._seats[name].codecs, reply, tensors, self._run.run.seed))
 
     # ---- prepare and commit ------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fedsplit.config.run import ModelSection
 from fedsplit.errors import InternalError
+from fedsplit.exchange.coded import encoded
 from fedsplit.lora.adapter import Adapter, ModuleKey
 from fedsplit.method.record import GlobalState
 from fedsplit.split.engine import Engine, ForwardJob
@@ -17,7 +18,7 @@ from fedsplit.train.batch import Batch, labels_from_wire
 from fedsplit.train.score import at_last, score
 from fedsplit.wire import Packet, WireTensor
 from fedsplit.wire.messages import Forward, Hidden
-from fedsplit_server.content import check_content
+from fedsplit_server.content import check_content, read
 from fedsplit_server.desk import Out, Seat, key, rows_of, where
 
 
@@ -51,6 +52,7 @@ class Inference:
         message = packet.message
         assert isinstance(message, Forward)
         base = self._engine.segment.base
+        packet = read(seat.codecs, packet, base)
         check_content(message, packet.tensors, self._model, base, labels_here=seat.labels_here)
         params = self._params(seat.factors)
         job = ForwardJob(
@@ -64,7 +66,7 @@ class Inference:
         [h_ND] = self._engine.forward([job])
         reply = Hidden(**where(message), label_tokens=message.label_tokens)
         if not seat.labels_here:
-            return Out(name, reply, {"h": to_wire(h_ND)})
+            return Out(name, reply, encoded(seat.codecs, reply, {"h": to_wire(h_ND)}, 0))
         if "labels" not in packet.tensors:
             with torch.no_grad():
                 found = self._engine.segment.logits(job.rows, unpack(h_ND, job.rows), params)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from fedsplit.errors import Refused, RemoteProtocolError
+from fedsplit.exchange.coded import Codecs
 from fedsplit.lora.adapter import Adapter, ModuleKey, Sides, Tensor, flatten, here, sides, unflatten
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.method.record import ClientUpdate, Fold, GlobalState
@@ -125,7 +126,8 @@ class Letters:
         trains = embedding or any(layer.trains for layer in layers)
         here = {*range(held.lo, held.hi), *((-1,) if held.head else ())}
         factors = self._portions.of(member.plan, state, here)
-        return Seat(held, front_trains=trains, labels_here=held.head, era=era, steps=member.plan.steps, factors=factors)
+        plan = member.plan
+        return Seat(held, trains, held.head, era=era, steps=plan.steps, factors=factors, codecs=Codecs.of(plan))
 
     def trains(self, state: GlobalState) -> Sides:
         """The factors that learn in this state's round."""

@@ -337,7 +337,8 @@ def test_a_device_short_of_memory_trains_the_layers_that_the_planner_chose(
         (layer(0, bits=4), "found weights of 4 bits, expected 32"),
         (layer(0, density=0.5), "found density 0.5, expected 1.0"),
         (layer(0, rank=0), "found rank 0 in layer 0, which trains"),
-        (plan_with(wire_up="int8"), "found wire codecs int8 up and raw down, expected raw"),
+        (plan_with(wire_up="int8"), "found wire codec int8 up, expected raw"),
+        (plan_with(grad_down="int8"), "found wire codec int8 of gradients down, expected raw beside raw"),
     ],
 )
 def test_a_plan_that_cannot_be_followed_is_refused(change: Callable[[ClientPlan], ClientPlan], words: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedsplit.wire import WireTensor
+from fedsplit.wire.codecs import coded
 from fedsplit.wire.ends import Tensors
 from fedsplit.wire.messages import Backward, Forward, Message, Refuse
 from tests.run.party import Party
@@ -43,6 +44,7 @@ WRONG: dict[str, tuple[str, type[Message], Change, str]] = {
         lambda t: {**t, "h": WireTensor.of(t["h"].numpy().astype(np.float16))},
         "'h': found f16",
     ),
+    "another codec": ("b", Backward, lambda t: {"g": coded(t["g"], "int8")}, "found codec 'int8', expected 'raw'"),
     "a gradient of other tokens": ("b", Backward, longer, "as in its forward"),
 }
 
