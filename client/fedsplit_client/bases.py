@@ -53,7 +53,7 @@ def left_by(earlier: Sequence[ClientPlan], offer: Offer, folder: Path) -> Base |
 def _parts(plan: ClientPlan, num_layers: int) -> set[object]:
     spans = client_spans(plan, num_layers)
     ends = {name for span in spans for name, has in (("embedding", span.embeds), ("head", span.heads)) if has}
-    return ends | {layer for span in spans for layer in range(span.lo, span.hi)}
+    return ends | {layer for span in spans for layer in span.layers}
 
 
 def to_fetch(offer: Offer, folder: Path) -> int:

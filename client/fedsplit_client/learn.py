@@ -11,6 +11,7 @@ from fedsplit.errors import FedsplitError
 from fedsplit.events import Emit, Note
 from fedsplit.plan.card import card
 from fedsplit.plan.correction import learnt
+from fedsplit.plan.rooms import compact
 from fedsplit.wire.messages import DataSummary
 from fedsplit_client.cost import Taken, cost_of
 from fedsplit_client.session import Offer
@@ -33,7 +34,8 @@ def learn(
     try:
         kept = load(path)
         model = card(config, run.model.task, len(run.model.labels))
-        new = learnt(kept, model, run, offer.plan, data, device_s=cost.device_s, peak_bytes=cost.peak_bytes)
+        model, plan = compact(model, offer.plan)
+        new = learnt(kept, model, run, plan, data, device_s=cost.device_s, peak_bytes=cost.peak_bytes)
         save(new, path)
     except FedsplitError as error:
         emit(Note(client=offer.plan.client, text=f"the profile did not learn from this run: {error}", warning=True))

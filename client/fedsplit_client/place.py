@@ -72,10 +72,13 @@ class Place:
 
     def _take(self, now: Offer) -> None:
         before, plan = self.offer.plan, now.plan
-        if (before.topology, before.cut, before.checkpoint) == (plan.topology, plan.cut, plan.checkpoint):
+        if where(before) == where(plan):
             self.offer = now
             return
         self._change(now)
+        if plan.absent:
+            self._say(f"holds layers {', '.join(map(str, held(plan)))} of {len(plan.layers)} now")
+            return
         self._say(f"follows another plan now, {named(plan)} instead of {named(before)}. {plan.exposure}".strip())
 
     def _change(self, offer: Offer) -> None:
@@ -85,6 +88,15 @@ class Place:
 
     def _say(self, text: str, *, warning: bool = False) -> None:
         self._emit(Note(client=self.offer.plan.client, text=text, warning=warning))
+
+
+def where(plan: ClientPlan) -> tuple[object, ...]:
+    """What decides which segments a device builds."""
+    return plan.topology, plan.cut, plan.checkpoint, plan.absent
+
+
+def held(plan: ClientPlan) -> list[int]:
+    return [layer.layer for layer in plan.layers if layer.place == "client"]
 
 
 def named(plan: ClientPlan) -> str:

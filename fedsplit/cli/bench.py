@@ -24,6 +24,7 @@ BENCHES = (
     Verb("wire", "fedsplit.cli.bench_wire:rows", "Bytes through the whole wire stack against a bare encrypted echo."),
     Verb("quality", "fedsplit.cli.bench_quality:rows", "What four clients reach together on real data."),
     Verb("memory", "fedsplit.cli.bench_memory:rows", "What a client saves that leaves layers to the server."),
+    Verb("fedra", "fedsplit.cli.bench_fedra:rows", "What a device saves that leaves layers out."),
     Verb("growth", "fedsplit.cli.bench_growth:rows", "Memory of server and clients over many steps."),
     Verb("large", "fedsplit.cli.bench_large:rows", "Steps of a small client on a model of 1.2 billion parameters."),
     Verb("edge", "fedsplit.cli.bench_edge:rows", "A client without torch against the same client in torch."),

@@ -18,7 +18,7 @@ from fedsplit.devices.units import duration
 from fedsplit.exchange.selection import HIGHER_IS_BETTER, better
 from fedsplit.plan.traffic import Moved, RunTraffic
 from fedsplit.plan.trained import trained
-from fedsplit.plan.types import ClientPlan, Estimate, Topology
+from fedsplit.plan.types import ABSENT, ClientPlan, Estimate, Topology
 
 WIDTH = 100
 BAR = 30
@@ -212,12 +212,17 @@ def _layers(plan: ClientPlan) -> Text:
     strip = Text("embedding ", style=HERE)
     for layer in plan.layers:
         at_home = layer.place == "client"
+        if layer.place == ABSENT:
+            strip.append("·", "dim")
+            continue
         strip.append((("░", "▓"), ("□", "■"))[at_home][layer.trains], HERE if at_home else THERE)
     strip.append(" head", THERE if plan.topology is Topology.V else HERE)
     strip.append("   ■ this device", HERE)
     if plan.topology is not Topology.LOCAL:
         strip.append("  ▓ server", THERE)
-    if not all(layer.trains for layer in plan.layers):
+    if plan.absent:
+        strip.append("  · left out", "dim")
+    if not all(layer.trains or layer.place == ABSENT for layer in plan.layers):
         strip.append("  □ ░ frozen", "dim")
     return strip
 

@@ -33,6 +33,7 @@ from fedsplit.plan.card import ModelCard, card
 from fedsplit.plan.codec import with_codecs
 from fedsplit.plan.fleet import balanced
 from fedsplit.plan.question import Question, questions
+from fedsplit.plan.rooms import in_rooms
 from fedsplit.plan.solve import answer, planned, sealed
 from fedsplit.plan.types import Plan
 
@@ -91,6 +92,8 @@ def _report(word: Path, folder: Path, as_json: bool) -> None:
 
 def _plan(asked: Mapping[str, Question], explain: str) -> tuple[Plan, Mapping[str, Question]]:
     """(the plan, the questions it answers); to ``explain`` one client: its plan alone."""
+    if any(question.run.plan.layers == "rooms" for question in asked.values()):
+        return in_rooms({explain: asked[explain]} if explain else asked)
     try:
         found, final = planned(asked)
     except PlanError:

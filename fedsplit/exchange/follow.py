@@ -25,7 +25,7 @@ def check_plan(plan: ClientPlan, run: RunFile, num_layers: int) -> None:
 def held_layers(plan: ClientPlan, num_layers: int) -> set[int]:
     """Layers on the device: of the front, and of the tail where that is here."""
     if plan.topology is Topology.LOCAL:
-        return set(range(num_layers))
+        return set(range(num_layers)) - plan.absent
     tail = () if plan.topology is Topology.V else range(plan.cut.c2, num_layers)
     return {*range(plan.cut.c1), *tail}
 

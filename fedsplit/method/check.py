@@ -18,7 +18,7 @@ from fedsplit.method.parts import Merge
 from fedsplit.method.record import SLOTS, Method, Phases, part_name
 
 CARRIED_OUT: Mapping[str, frozenset[str]] = {
-    "layers": frozenset({"every"}),
+    "layers": frozenset({"every", "random_rooms"}),
     "codec": frozenset({"raw"}),
     "start": frozenset({"averaged", "redrawn"}),
     "factors": frozenset({"both", "only_B", "alternate"}),
@@ -81,6 +81,12 @@ RULES: tuple[Rule, ...] = (
         lambda method: method.start.redraws and not method.merge_rule.mutates_base,
         "what was learnt is drawn over, unless it was folded into the base",
         {"start": stock.averaged},
+    ),
+    Rule(
+        ("layers", "topology"),
+        lambda method: method.layers.rooms and method.topology.allowed != stock.local.allowed,
+        "a server's part of the model would have to leave out the same layers for each client",
+        {"topology": stock.local},
     ),
     Rule(
         ("mask", "merge"),

@@ -152,6 +152,8 @@ class Method:
     def edge(self) -> bool:
         """The device's side runs without torch: gradients through exported graphs, nothing beyond the stock step. A
         factor that rests needs no graph of its own; a base that changes would."""
+        if self.layers.rooms:
+            return False  # graphs are exported for the layers of one plan
         return not self.mutates_base and all(part_name(getattr(self, slot)) in names for slot, names in _EDGE.items())
 
     def parts(self) -> dict[str, str]:

@@ -95,6 +95,9 @@ def _layers(run: RunFile, method: Method | Phases) -> Iterator[Problem]:
     elif rooms == {False} and said == "rooms":
         fix = "remove it, or take method fedra"
         yield Problem("plan.layers", found(said), f'"all" or "fit" with method {method.name!r}', fix)
+    if rooms == {True} and run.plan.coverage:
+        words = f"0 with method {method.name!r}, which itself leaves no layer out where rooms allow"
+        yield Problem("plan.coverage", str(run.plan.coverage), words, "remove it")
     if rooms == {True} and run.plan.slack != "none":
         words = f'"none" with method {method.name!r}, where a device is given other layers every round'
         yield Problem("plan.slack", found(run.plan.slack), words, "remove it")

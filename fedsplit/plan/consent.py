@@ -12,7 +12,7 @@ from fedsplit.config.run import RunFile
 from fedsplit.plan.exposure import SHALLOW
 from fedsplit.plan.given import bare
 from fedsplit.plan.options import describe
-from fedsplit.plan.types import ClientPlan, Cut, Topology
+from fedsplit.plan.types import ABSENT, ClientPlan, Cut, Topology
 
 Shown = tuple[int, bool]
 """(class of the input: 0 none, 1 after a deep front, 2 after a shallow one, 3 itself; whether the labels are)."""
@@ -56,6 +56,9 @@ def objection(agreed: ClientPlan, now: ClientPlan, offered: ClientPlan, run: Run
 
 
 def _work(plan: ClientPlan) -> tuple[object, ...]:
-    layers = tuple((layer.layer, layer.trains, layer.rank, layer.bits, layer.density) for layer in plan.layers)
+    held = [layer for layer in plan.layers if layer.place != ABSENT]
+    # Where layers are left out, which ones they are is drawn every round: as many is the same work.
+    drawn = len(held) < len(plan.layers)
+    layers = tuple((0 if drawn else layer.layer, layer.trains, layer.rank, layer.bits, layer.density) for layer in held)
     codecs = plan.wire_up, plan.wire_down, plan.grad_up, plan.grad_down
     return plan.client, plan.batch, plan.micro_batches, plan.steps, codecs, plan.dtype, layers

@@ -27,8 +27,12 @@ class Cut(Struct, frozen=True, array_like=True):
         return self.c1 < self.c2
 
 
+ABSENT = "none"
+"""The place of a layer that a client's model leaves out."""
+
+
 class LayerPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One decoder layer of one client: ``place`` is ``client`` or ``server``."""
+    """One decoder layer of one client: ``place`` is ``client``, ``server`` or ``none`` (left out)."""
 
     layer: int
     place: str
@@ -93,6 +97,11 @@ class ClientPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     binding: str = ""
     exposure: str = ""
     reasons: tuple[str, ...] = ()
+
+    @property
+    def absent(self) -> frozenset[int]:
+        """Layers that this client's model leaves out."""
+        return frozenset(layer.layer for layer in self.layers if layer.place == ABSENT)
 
 
 class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -105,7 +105,7 @@ def _drop(model: Any, base: Base, prefix: str, span: Span) -> None:
     backbone = getattr(model, prefix)
     layers = backbone.get_submodule(base.family.layers)
     for index in range(base.num_layers):
-        if not span.lo <= index < span.hi:
+        if index not in span.layers:
             layers[index] = Absent()
     for path in () if span.embeds else base.family.embeddings:
         backbone.set_submodule(path, Absent())
@@ -220,7 +220,8 @@ class Segment:
         train: bool | None = None,
         checkpoint: bool = False,
     ) -> Tensor:
-        """Layers [lo, hi) of the span's, (B, T, D) to (B, T, D). With ``h_BTD`` None the embedding comes first.
+        """Layers [lo, hi) of the span's, (B, T, D) to (B, T, D); those it skips leave the hidden states as they are.
+        With ``h_BTD`` None the embedding comes first.
 
         ``dropout`` None: masks come from torch's generator in forward order. ``train``: whether dropout is on; by
         default where gradients are recorded. ``checkpoint``: a layer keeps its input alone and is computed again on
@@ -233,7 +234,7 @@ class Segment:
             if lo == hi:
                 return h_BTD
             context = self._context(rows, h_BTD)
-            for index in range(lo, hi):
+            for index in (layer for layer in self.span.layers if lo <= layer < hi):
                 if checkpoint and self._keeps(index, h_BTD, params):
                     h_BTD = self._layer_twice(index, h_BTD, context, params, dropout)
                 else:

@@ -18,12 +18,19 @@ class Absent(nn.Module):
 
 
 class Span(NamedTuple):
-    """Layers [lo, hi), with the embedding, with the final norm and the head. The whole model: (0, L, True, True)."""
+    """Layers [lo, hi) but ``skips``, with the embedding, with the final norm and the head. The whole model:
+    (0, L, True, True)."""
 
     lo: int
     hi: int
     embeds: bool = False
     heads: bool = False
+    skips: frozenset[int] = frozenset()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Those it has, in the order in which they run."""
+        return tuple(layer for layer in range(self.lo, self.hi) if layer not in self.skips)
 
     def check(self, num_layers: int) -> None:
         """Raises ConfigError where the span is empty of order or outside the model."""
@@ -51,4 +58,4 @@ def holds(span: Span, part: int) -> bool:
     """Whether the span has this part."""
     if part == EMBEDDING:
         return span.embeds
-    return span.heads if part == HEAD else span.lo <= part < span.hi
+    return span.heads if part == HEAD else span.lo <= part < span.hi and part not in span.skips

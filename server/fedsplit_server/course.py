@@ -17,7 +17,6 @@ from enum import StrEnum
 
 import msgspec
 
-from fedsplit import seeds
 from fedsplit.config.run import RunFile
 from fedsplit.errors import FedsplitError, Refused, Timeout
 from fedsplit.events import Emit, Note, RoundClosed, RoundCost, RoundStarted
@@ -31,7 +30,7 @@ from fedsplit_server.letters import Letters
 from fedsplit_server.moving import OFFERS, Moving
 from fedsplit_server.muster import Muster
 from fedsplit_server.roster import Member, Roster
-from fedsplit_server.rounds import OpenMeasure, OpenRound
+from fedsplit_server.rounds import OpenMeasure, OpenRound, drawn
 from fedsplit_server.rules import Rules
 
 FAREWELL_S = 30.0
@@ -284,10 +283,7 @@ class Course:
         return self._write(member, now)
 
     def _draw(self, round: int) -> tuple[str, ...]:
-        names = [member.name for member in self._roster.ready()]
-        count = max(1, int(self._run.rounds.participation * len(names) + 0.5))
-        drawn = seeds.generator(self._run.run.seed, round, "participants").permutation(len(names))[:count]
-        return tuple(sorted(names[i] for i in drawn))
+        return drawn([member.name for member in self._roster.ready()], self._run, round)
 
     def _opened(self) -> Opened:
         assert self._round is not None

@@ -36,6 +36,7 @@ from fedsplit_server.assets import Assets
 from fedsplit_server.coordinator import Coordinator
 from fedsplit_server.course import Course, Phase
 from fedsplit_server.desk import Desk, Out
+from fedsplit_server.giving import Giving
 from fedsplit_server.graphs import Graphs
 from fedsplit_server.inference import Inference
 from fedsplit_server.keeper import Keeper
@@ -95,8 +96,9 @@ class Host:
         )
         letters = Letters(portions, head_modules, heads_return=run.model.head == "fedavg")
         planning = Planning(run, parts.base, parts.server, self.roster.beside)
-        admission = _admission(parts, self.roster, portions, parts.planner or planning)
-        replanner = parts.replanner
+        giving = Giving(keeper.method, run) if run.plan.layers == "rooms" else None
+        admission = _admission(parts, self.roster, portions, parts.planner or planning, giving)
+        replanner = parts.replanner or giving
         if replanner is None and parts.planner is None and replans(run):
             replanner = Replanning(planning, lambda plan: portions.ranked(plan, keeper.state))
         self._moving = Moving(replanner, admission.welcome, keeper.planned, self._tell)
@@ -242,12 +244,13 @@ class Host:
         self._emit(event)
 
 
-def _admission(parts: Parts, roster: Roster, portions: Portions, planning: Planner) -> Admission:
+def _admission(parts: Parts, roster: Roster, portions: Portions, planning: Planner, giving: Giving | None) -> Admission:
     def plan(name: str, profile: DeviceProfile, data: DataSummary, topology: str) -> ClientPlan:
         known = roster.get(name)
         if known is not None and (known.profile, known.insists) == (profile, topology):
             return known.offered or known.plan  # a device that comes back goes on where it was
-        chosen = portions.ranked(planning(name, profile, data, topology), parts.keeper.state)
+        made = planning(name, profile, data, topology)
+        chosen = portions.ranked(giving.first(made) if giving else made, parts.keeper.state)
         parts.keeper.planned(chosen)
         return chosen
 
@@ -256,6 +259,8 @@ def _admission(parts: Parts, roster: Roster, portions: Portions, planning: Plann
             return parts.files.of(plan)
         if any(phase.mutates_base for phase in every(parts.keeper.method)):
             raise FedsplitError("its method changes the base weights, which devices without torch cannot follow")
+        if giving:
+            raise FedsplitError("its method gives devices other layers every round, for which they need torch")
         if parts.graphs is None:
             raise FedsplitError("this server has no graphs for devices without torch")
         return parts.graphs.of(plan)

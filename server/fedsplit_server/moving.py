@@ -166,6 +166,9 @@ def named(plan: ClientPlan) -> str:
 def changes(before: ClientPlan, after: ClientPlan) -> str:
     """What is another now, in words."""
     found = [f"moves from {named(before)} to {named(after)}"] if named(before) != named(after) else []
+    if before.absent != after.absent:
+        held = ", ".join(str(layer.layer) for layer in after.layers if layer.place == "client")
+        found.append(f"holds layers {held} of {len(after.layers)}")
     ranks = [max((layer.rank for layer in plan.layers if layer.trains), default=0) for plan in (before, after)]
     if ranks[0] != ranks[1]:
         found.append(f"trains rank {ranks[1]} instead of {ranks[0]}")

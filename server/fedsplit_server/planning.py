@@ -14,6 +14,8 @@ from fedsplit.plan.card import card
 from fedsplit.plan.cover import uncovered
 from fedsplit.plan.explain import FIXED
 from fedsplit.plan.model import ModelCard
+from fedsplit.plan.question import questions
+from fedsplit.plan.rooms import in_rooms
 from fedsplit.plan.solve import solve
 from fedsplit.plan.types import ClientPlan
 from fedsplit.split.base import Base
@@ -48,6 +50,9 @@ class Planning:
     def __call__(self, name: str, profile: DeviceProfile, data: DataSummary, topology: str) -> ClientPlan:
         """:raises PlanError: nothing fits; says what binds and what would fit."""
         run = insist(self.run, name, topology)
+        if run.plan.layers == "rooms":
+            asked = questions(self.card, {name: profile}, run, server=self.server, data={name: data})
+            return in_rooms(asked)[0].clients[0]
         plan = solve(
             self.card, {name: profile}, run, server=self.server, data={name: data}, beside=self.beside(name)
         ).clients[0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fedsplit import seeds
+from fedsplit.config.run import RunFile
 from fedsplit.method.record import ClientUpdate
 
 
@@ -35,6 +37,13 @@ class OpenRound:
     def has_quorum(self) -> bool:
         """A refused update will not get better by waiting, so it counts as an answer."""
         return len(self.updates) + len(self.refused) >= self.quorum
+
+
+def drawn(names: Sequence[str], run: RunFile, round: int) -> tuple[str, ...]:
+    """Of those who are ready, in name order, who takes part in the round (``rounds.participation``)."""
+    count = max(1, int(run.rounds.participation * len(names) + 0.5))
+    chosen = seeds.generator(run.run.seed, round, "participants").permutation(len(names))[:count]
+    return tuple(sorted(names[i] for i in chosen))
 
 
 @dataclass

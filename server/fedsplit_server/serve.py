@@ -148,6 +148,11 @@ def _check_model(run: RunFile, base: Base) -> None:
     if run.model.head == "local" and run.policy.shares_labels:
         fix = "set policy.shares_labels = false: in topology v the head is at the server"
         raise ConfigError([Problem("model.head", '"local"', "a head on every device", fix)])
+    kinds = sorted(set(getattr(base.config, "layer_types", None) or ()))
+    if run.plan.layers == "rooms" and len(kinds) > 1:
+        fix = "take another method (fedsplit methods), or another model"
+        found = f"a model whose layers are {' and '.join(kinds)} with method {run.method.name!r}"
+        raise ConfigError([Problem("model.path", found, "layers of one kind, which can be left out", fix)])
     positions = getattr(base.config, "max_position_embeddings", None)
     if positions is None or run.model.task == "image-classification":
         return

@@ -23,6 +23,7 @@ from fedsplit.method.options import checked, options_of
 from fedsplit.method.parts import Codec, FactorRule, Factors, Local, Mask, Personal, Probe
 from fedsplit.method.record import SLOTS
 from fedsplit.method.registry import build, cards, discover, find, names
+from fedsplit.method.rooms import random_rooms
 from fedsplit.method.server_opt import momentum
 from fedsplit.method.stock import u
 from fedsplit.methods.fedavg import fedavg
@@ -308,6 +309,7 @@ BROKEN = {
     ("server_opt", "merge"): Method(merge=exact, server_opt=momentum()),
     ("factors", "merge"): Method(merge=exact, factors=stock.only_B),
     ("start", "merge"): Method(start=stock.redrawn),
+    ("layers", "topology"): Method(layers=random_rooms),
     ("mask", "merge"): Method(merge=exact, mask=stock.topk(0.25, 0.25)),
     ("mask", "factors"): Method(factors=stock.alternate, mask=stock.topk(0.25, 0.25)),
 }
@@ -332,7 +334,7 @@ UNKNOWN = {
     "personal": Personal("dual"),
     "factors": FactorRule("share_B", lambda round: Factors(frozenset({"A", "B"}), frozenset({"B"}))),
     "start": replace(Method().start, name="reinit"),
-    "layers": replace(Method().layers, name="random_rooms"),
+    "layers": replace(Method().layers, name="by_value"),
     "groups": replace(Method().groups, name="by_tag"),
 }
 
