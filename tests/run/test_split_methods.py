@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from fedsplit.errors import ConfigError
 from fedsplit.method.of_run import method_of
 from fedsplit.method.settled import settled
 from fedsplit.plan.types import Topology
-from tests.run.conftest import run_file
-from tests.run.party import Party
+from tests.run.conftest import Rows, run_file
+from tests.run.party import Party, written
+from tests.run.processes import Stage
 
 Make = Callable[..., Party]
 CUTS = {"a": "cut = [1, 3]", "b": "cut = [2, 5]", "c": "cut = [3, 6]"}
@@ -83,3 +85,18 @@ def test_splitlora_trains_one_copy(party: Make) -> None:
         found[server] = many.digest, one.digest
     assert found["together"][0] != found["in-turn"][0]
     assert found["together"][1] == found["in-turn"][1]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("settings", [{"method__name": "splitlora"}, {"method__name": "splitfed"}], ids=str)
+def test_processes_over_tcp_end_with_the_same_bits(
+    tmp_path: Path, rows: Callable[[str], dict[str, Rows]], reference: Make, settings: dict[str, object]
+) -> None:
+    data = {name: written(tmp_path / f"{name}.jsonl", own) for name, own in rows("ab").items()}
+    two = {name: CUTS[name] for name in data}
+    with Stage(tmp_path, run_file(two, **settings), data) as run:
+        server = run.serve()
+        run.link()
+        for process in [*(run.join(name) for name in data), server]:
+            process.end()
+        assert server.finished.digest == reference(two, **settings).digest

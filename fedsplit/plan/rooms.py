@@ -1,0 +1,84 @@
+"""How many layers a device has room for, and what a model of so many layers costs it (``plan.layers = "rooms"``).
+
+A device that leaves layers out computes a shallower model: embedding, its layers, head. So its cost is that of a model
+with fewer layers, in every formula; which of the layers it holds makes no difference, they are of one kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from msgspec import structs
+
+from fedsplit.plan.model import ModelCard
+from fedsplit.plan.prices import anything_fits
+from fedsplit.plan.question import Question
+from fedsplit.plan.solve import planned, sealed
+from fedsplit.plan.types import ABSENT, ClientPlan, Cut, LayerPlan, Plan
+
+
+def compact(card: ModelCard, plan: ClientPlan) -> tuple[ModelCard, ClientPlan]:
+    """(the model that the client computes, its plan for that one); both as they are where no layer is left out."""
+    held = tuple(layer for layer in plan.layers if layer.place != ABSENT)
+    if len(held) == len(plan.layers):
+        return card, plan
+    layers = tuple(structs.replace(layer, layer=index) for index, layer in enumerate(held))
+    return _of_depth(card, len(held)), structs.replace(plan, layers=layers, cut=Cut(len(held), len(held)))
+
+
+def in_rooms(asked: Mapping[str, Question], *, round: int = 0) -> tuple[Plan, Mapping[str, Question]]:
+    """(plans of devices that each hold as many layers as fit, the questions about models of so many layers).
+
+    Which layers is not decided here: a plan has the lowest ones. Raises PlanError where not even one layer fits.
+    """
+    final = {name: _roomy(question) for name, question in asked.items()}
+    plans, notes = [], dict[str, None]()
+    for name, question in final.items():
+        one, _ = planned({name: question})
+        notes.update(dict.fromkeys(one.reasons))
+        plans.append(_whole(one.clients[0], asked[name].card.num_layers))
+    rooms = {plan.client: sum(layer.place == "client" for layer in plan.layers) for plan in plans}
+    layers = next(iter(asked.values())).card.num_layers
+    said = (
+        f"rooms: {', '.join(f'{name} {room}' for name, room in rooms.items())} of {layers} layers, others every round"
+    )
+    if sum(rooms.values()) < layers:
+        said += f"; together {sum(rooms.values())}: some layers are not trained in a round"
+    seed = next(iter(asked.values())).run.run.seed
+    return sealed(Plan(round=round, clients=tuple(plans), seed=seed, reasons=(said, *notes))), final
+
+
+def _roomy(question: Question) -> Question:
+    """The question about the deepest model that fits; about one layer where none does."""
+    run = structs.replace(
+        question.run, clients=(), plan=structs.replace(question.run.plan, layers="all", coverage=0, slack="none")
+    )
+    fixed = structs.replace(question.fixed, cut=None) if question.fixed else None
+    plain = replace(question, run=run, fixed=fixed)
+    fits, too_many = 1, question.card.num_layers + 1
+    while too_many - fits > 1:
+        depth = (fits + too_many) // 2
+        if anything_fits(_deep(plain, depth)):
+            fits = depth
+        else:
+            too_many = depth
+    return _deep(plain, fits)
+
+
+def _deep(question: Question, layers: int) -> Question:
+    return replace(question, card=_of_depth(question.card, layers))
+
+
+def _of_depth(card: ModelCard, layers: int) -> ModelCard:
+    return structs.replace(card, num_layers=layers)
+
+
+def _whole(plan: ClientPlan, layers: int) -> ClientPlan:
+    """A compact model's plan, said of the whole one."""
+    first = plan.layers[0]
+    absent = (
+        LayerPlan(layer=layer, place=ABSENT, trains=False, rank=first.rank, bits=first.bits)
+        for layer in range(len(plan.layers), layers)
+    )
+    return structs.replace(plan, layers=(*plan.layers, *absent), cut=Cut(layers, layers))
