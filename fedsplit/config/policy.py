@@ -42,6 +42,7 @@ def policy(run: RunFile) -> Iterator[Problem]:
         words = f"at most rounds.deadline_s = {run.rounds.deadline_s:g}"
         yield Problem("policy.round_s", found(rules.round_s), words, fix)
     yield from _ranks(run)
+    yield from _bits(run)
     yield from _slack(run)
     if run.plan.coverage > run.rounds.clients > 0:
         fix = "lower it, or raise rounds.clients"
@@ -99,6 +100,22 @@ def _ranks(run: RunFile) -> Iterator[Problem]:
             yield Problem(path, str(other), "another rank than lora.rank", "remove it")
         elif other < lowest:
             yield Problem(path, str(other), f"at least policy.min_rank = {lowest}", "raise it or lower policy.min_rank")
+
+
+def _bits(run: RunFile) -> Iterator[Problem]:
+    bits, own = run.plan.bits, WIRE_BITS[run.model.dtype]
+    if bits and run.plan.layers != "fit":
+        fix = "set it: fewer bits are for devices that not everything fits; or remove plan.bits"
+        yield Problem("plan.layers", found(run.plan.layers), '"fit" with plan.bits', fix)
+    if bits and run.plan.coverage:
+        fix = "set one of them: plans for the fleet's sake choose layers and ranks only"
+        yield Problem("plan.bits", found(list(bits)), "none with plan.coverage", fix)
+    for i, width in enumerate(bits):
+        if width in bits[:i]:
+            yield Problem(f"plan.bits[{i}]", str(width), "every width once", "remove the repetition")
+        elif width >= own:
+            words = f'fewer than the {own} of model.dtype = "{run.model.dtype}"'
+            yield Problem(f"plan.bits[{i}]", str(width), words, "remove it")
 
 
 def _slack(run: RunFile) -> Iterator[Problem]:

@@ -141,6 +141,8 @@ class ServerSection(Section, frozen=True, kw_only=True):
     adapters: Literal["", "per-client", "shared-concat", "shared-sequential"] = ""
     """The body's adapter: one a client, averaged each round; or one for all, stepped together or in turn. Empty: what
     the method says, else one a client."""
+    bits: Literal[32, 16, 8, 4] = 32
+    """Bits of the frozen matrices in the layers of the body, at most those of ``model.dtype``."""
     stash_bytes: int = 2_000_000_000
     """Activations kept between forward and backward, all clients together."""
     curve: bool = True
@@ -190,6 +192,8 @@ class PlanSection(Section, frozen=True, kw_only=True):
     ``rooms``: it holds as many layers as it has room for, others every round (set by methods that do so)."""
     ranks: tuple[int, ...] = ()
     """Smaller ranks, that ``fit`` may give a layer; larger ones are named where a device has time for them."""
+    bits: tuple[Literal[16, 8, 4], ...] = ()
+    """Fewer bits, that ``fit`` may give the frozen matrices of a layer where memory is short."""
     coverage: int = 0
     """Clients that must train each layer; 0: it is only said how many do."""
     checkpoint: bool = True

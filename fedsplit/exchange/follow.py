@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fedsplit.config.run import RunFile
 from fedsplit.errors import PlanError
+from fedsplit.plan.bits import widths
 from fedsplit.plan.question import gradient_codec
 from fedsplit.plan.types import ClientPlan, Topology
-from fedsplit.plan.work import DTYPE_BYTES
 
 
 def check_plan(plan: ClientPlan, run: RunFile, num_layers: int) -> None:
@@ -33,14 +33,16 @@ def held_layers(plan: ClientPlan, num_layers: int) -> set[int]:
 def _problems(plan: ClientPlan, run: RunFile, num_layers: int) -> list[str]:
     held = held_layers(plan, num_layers)
     mine = [layer for layer in plan.layers if layer.place == "client"]
-    bits = 8 * DTYPE_BYTES[run.model.dtype]
+    bits = widths(run)
     found = []
     if held != {layer.layer for layer in mine}:
         named = sorted(layer.layer for layer in mine)
         cut = f"{plan.topology} ({plan.cut.c1}, {plan.cut.c2})"
         found.append(f"found layers {named} on the device, expected {sorted(held)} for {cut}")
-    if other := sorted({layer.bits for layer in mine} - {bits}):
-        found.append(f"found weights of {other[0]} bits, expected {bits} as in model.dtype = {run.model.dtype}")
+    if other := sorted({layer.bits for layer in mine} - set(bits)):
+        expected = f"{bits[0]} as in model.dtype = {run.model.dtype}"
+        expected += "".join(f" or {width}" for width in bits[1:]) + (" as in plan.bits" if bits[1:] else "")
+        found.append(f"found weights of {other[0]} bits, expected {expected}")
     if other_densities := sorted({layer.density for layer in mine} - {1.0}):
         found.append(f"found density {other_densities[0]}, expected 1.0")
     if low := sorted(layer.layer for layer in mine if layer.trains and layer.rank < 1):

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from fedsplit.plan.bits import widths
 from fedsplit.plan.knapsack import Knapsack, Segment
 from fedsplit.plan.options import ORDER, Option
 from fedsplit.plan.question import Question, priced, step_of
-from fedsplit.plan.selection import chosen_ranks, segment_of, server_ranks, value_of
+from fedsplit.plan.selection import chosen_bits, chosen_ranks, segment_of, server_ranks, value_of
 from fedsplit.plan.types import Cut, Topology
 from fedsplit.plan.work import Work
 
@@ -69,8 +70,9 @@ class Cell:
     def option(self, question: Question, lowest: int, budget_bytes: int) -> Option:
         """The candidate that trains the most valuable layers from ``lowest`` on within the budget."""
         items = self.knapsack.items(lowest, budget_bytes)
-        work = replace(self.work, ranks=chosen_ranks(self.work, self.topology, self.cut, items))
-        return priced(question, self.topology, self.cut, [work])
+        ranks = chosen_ranks(self.work, self.topology, self.cut, items)
+        bits = chosen_bits(self.work, self.topology, self.cut, items)
+        return priced(question, self.topology, self.cut, [replace(self.work, ranks=ranks, layer_bits=bits)])
 
 
 class Fitter:
@@ -82,7 +84,7 @@ class Fitter:
     def __init__(self, question: Question, *, only: Topology | None = None) -> None:
         chosen, self.works, _ = step_of(question)
         chosen = [choice for choice in chosen if only in (None, choice[0])]
-        self.ranks = allowed_ranks(question)
+        self.ranks, self.bits = allowed_ranks(question), widths(question.run)
         self.rows = [list(row) for _, row in groupby(sorted(chosen, key=_longest_body), key=_front)]
         self._cells: dict[tuple[Topology, Cut, int, bool], Cell] = {}
 
@@ -133,7 +135,7 @@ class Fitter:
                 topology=topology,
                 cut=cut,
                 work=work,
-                knapsack=Knapsack(segment_of(work, topology, cut, question.device, self.ranks)),
+                knapsack=Knapsack(segment_of(work, topology, cut, question.device, self.ranks, bits=self.bits)),
                 there=value_of(replace(work, ranks=server_ranks(work, topology, cut))),
             )
         return self._cells[key]

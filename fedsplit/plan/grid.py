@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.plan.bits import server_layer_bytes, unpacked_bytes
 from fedsplit.plan.memory import CACHE_HOLES, CHURN, HEAP_HOLES, WORKING_LAYERS, Memory, logits, recompute
 from fedsplit.plan.timing import head_s, speed
 from fedsplit.plan.types import Cut, Topology
@@ -189,7 +190,8 @@ class Grid:
         head = self.is_(Topology.V)
         tied = card.embedding_params if card.tied else 0
         trained = self.body.lora_O + np.where(head & work.trains_head, card.head_trained, 0)
-        weights = self.body.count_O * work.layer_bytes
+        weights = self.body.count_O * server_layer_bytes(work)
+        weights += (self.body.count_O > 0) * unpacked_bytes(work) * bool(work.server_bits)
         stays = weights + work.state_bytes * trained
         stays += np.where(head, (card.head_params + card.norm_params + tied) * work.width_bytes, 0)
         passing = kept(work, self.body) + np.where(head, logits(work), 0)

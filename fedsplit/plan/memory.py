@@ -1,6 +1,6 @@
 """Peak memory of a client and of the server for one client, term by term.
 
-    weights   = layers held · P_l · bytes                      frozen, in the compute dtype
+    weights   = layers held · P_l · bytes                      frozen, in the compute dtype or in fewer bits (``bits``)
     embedding = its tables; head = what it does not share with them
     adapters  = state_bytes · θ                                fp32 weight 4 + gradient 4 + moments (AdamW 8)
     acts      = N · bytes · Σ_{l ≥ l_min} (kept_l + lora_l)    l_min: the lowest layer of the model that trains;
@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.plan.bits import server_layer_bytes, torch_bytes, unpacked_bytes, weight_bytes
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.types import ClientPlan, Cut, Topology
 from fedsplit.plan.work import IN_FLIGHT, Work, held
@@ -113,7 +114,7 @@ def client_memory(work: Work, topology: Topology, cut: Cut) -> Memory:
     own_head = card.head_params + card.norm_params if has_head else 0
     twice = back_layers(work, front) + back_layers(work, tail) if work.checkpoint else 0
     return Memory(
-        weights=(len(front) + len(tail)) * work.layer_bytes,
+        weights=weight_bytes(work, (*front, *tail)),
         embedding=card.embedding_params * work.width_bytes,
         head=own_head * work.width_bytes,
         adapters=work.state_bytes * trained_params(work, topology, cut),
@@ -135,7 +136,7 @@ def server_memory(work: Work, topology: Topology, cut: Cut) -> Memory:
     theta = work.adapter_params[layers.stop] - work.adapter_params[layers.start]
     theta += card.head_trained if heads and work.trains_head else 0
     return Memory(
-        weights=len(layers) * work.layer_bytes,
+        weights=len(layers) * server_layer_bytes(work) + unpacked_bytes(work) * bool(work.server_bits and layers),
         head=(card.head_params + card.norm_params + tied) * work.width_bytes if heads else 0,
         adapters=work.state_bytes * theta,
         acts_tail=activations(work, layers),
@@ -209,12 +210,14 @@ def server_total(card: ModelCard, plans: Sequence[ClientPlan], width_bytes: int)
     """Weights once for all clients (the layers any of them needs), everything else for each."""
     layers: set[int] = set()
     own = 0
+    bits = min((layer.bits for plan in plans for layer in plan.layers if layer.place == "server"), default=0)
+    layer_bytes = torch_bytes(card, width_bytes, bits)
     for plan in plans:
         theirs = served(plan.topology, plan.cut, card.num_layers)
         layers.update(theirs)
         if plan.estimate is not None:
-            own += plan.estimate.server_memory_bytes - len(theirs) * card.layer_params * width_bytes
-    return own + len(layers) * card.layer_params * width_bytes
+            own += plan.estimate.server_memory_bytes - len(theirs) * layer_bytes
+    return own + len(layers) * layer_bytes
 
 
 def adapter_bytes(work: Work, topology: Topology, cut: Cut) -> int:

@@ -8,10 +8,11 @@ the lowest one decides how much everything above it keeps (``floor``). Both come
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.plan.bits import ERROR, layer_bytes
 from fedsplit.plan.knapsack import Item, Segment, layer_value
 from fedsplit.plan.memory import CACHE_HOLES, HEAP_HOLES, client_memory, served
 from fedsplit.plan.types import Cut, Topology
@@ -34,15 +35,20 @@ def segment_of(
     device: DeviceProfile,
     ranks: Sequence[int],
     importance: Sequence[float] = (),
+    bits: Sequence[int] = (),
 ) -> Segment:
     """The client's layers at this cut; bytes are those of the process without the program itself.
 
-    ``ranks``: what a layer may be given; ``importance``: of every layer of the model, empty: all alike, together 1.
+    ``ranks``: what a layer may be given; ``bits``: what its matrices may be given, empty: the run's alone;
+    ``importance``: of every layer of the model, empty: all alike, together 1.
     """
+    wide = 8 * work.width_bytes
+    bits = sorted({wide, *bits}, reverse=True)
+    work = replace(work, layer_bits=(bits[-1] % wide,) * work.card.num_layers if bits[1:] else ())
     mine = own_layers(work, topology, cut)
     frozen = server_ranks(work, topology, cut)
     weights = importance or [1 / work.card.num_layers] * work.card.num_layers
-    layers = [_items(work, topology, cut, device, ranks, layer, weights[layer]) for layer in mine]
+    layers = [_items(work, topology, cut, device, ranks, layer, weights[layer], bits) for layer in mine]
     floor = [
         _taken(work, topology, cut, device, _with(frozen, layer, items[-1].rank)) - items[-1].bytes + ROUNDING
         if items[-1].rank
@@ -63,13 +69,28 @@ def chosen_ranks(work: Work, topology: Topology, cut: Cut, items: Sequence[Item]
     return tuple(found)
 
 
+def chosen_bits(work: Work, topology: Topology, cut: Cut, items: Sequence[Item]) -> tuple[int, ...]:
+    """Bits of every layer's matrices once the client's layers take ``items``, 0: the run's; empty: those everywhere."""
+    found = [0] * work.card.num_layers
+    for layer, item in zip(own_layers(work, topology, cut), items, strict=True):
+        found[layer] = item.bits % (8 * work.width_bytes)
+    return tuple(found) if any(found) else ()
+
+
 def value_of(work: Work, importance: Sequence[float] = ()) -> float:
-    """What the factors of a step are worth in sum: imp · (1 − 2^(−R/4)) of every layer that trains."""
+    """What the factors of a step are worth in sum: imp · (1 − 2^(−R/4)) of every layer that trains, less imp · ε of
+    every layer whose matrices have fewer bits than the run's."""
     layers, sums = range(work.card.num_layers), work.adapter_params
     weights = importance or [1 / len(layers)] * len(layers)
     # fsum: the same layers at other places are worth the same to the last bit.
     return math.fsum(
-        layer_value(weights[layer], work.rank_of(layer)) for layer in layers if sums[layer + 1] > sums[layer]
+        layer_value(
+            weights[layer],
+            work.rank_of(layer) if sums[layer + 1] > sums[layer] else 0,
+            penalty=weights[layer],
+            error=ERROR[work.bits_of(layer)],
+        )
+        for layer in layers
     )
 
 
@@ -90,11 +111,31 @@ def _taken(work: Work, topology: Topology, cut: Cut, device: DeviceProfile, rank
 
 
 def _items(
-    work: Work, topology: Topology, cut: Cut, device: DeviceProfile, ranks: Sequence[int], layer: int, importance: float
+    work: Work,
+    topology: Topology,
+    cut: Cut,
+    device: DeviceProfile,
+    ranks: Sequence[int],
+    layer: int,
+    importance: float,
+    bits: Sequence[int],
 ) -> list[Item]:
-    """Frozen, then the ranks upwards; a layer without a target has nothing to train."""
-    bits = 8 * work.width_bytes
-    found = [Item(rank=0, value=0.0, bytes=0, bits=bits)]
+    """Downwards in bits: frozen, then the ranks upwards. The floors count the weights at the fewest bits."""
+    found = []
+    for width in bits:
+        short = width % (8 * work.width_bytes)
+        more = layer_bytes(work, short) - layer_bytes(work, work.bits_of(layer))
+        for rank, cost in _ranked(work, topology, cut, device, ranks, layer):
+            value = layer_value(importance, rank, penalty=importance, error=ERROR[short])
+            found.append(Item(rank=rank, value=value, bytes=more + cost, bits=width))
+    return found
+
+
+def _ranked(
+    work: Work, topology: Topology, cut: Cut, device: DeviceProfile, ranks: Sequence[int], layer: int
+) -> Iterator[tuple[int, int]]:
+    """(rank, bytes of the factors and of what they keep): frozen, then the ranks upwards where there is a target."""
+    yield 0, 0
     for rank in sorted(ranks):
         params, elements = work.factors(layer, rank)
         if not params:
@@ -103,5 +144,4 @@ def _items(
         waiting = 1 if topology is Topology.LOCAL or layer >= cut.c1 else min(IN_FLIGHT, work.micro_batches)
         holes = HEAP_HOLES if device.runtime_bytes else CACHE_HOLES
         cost = work.state_bytes * params + waiting * (1 + holes) * kept
-        found.append(Item(rank=rank, value=layer_value(importance, rank), bytes=math.ceil(cost), bits=bits))
-    return found
+        yield rank, math.ceil(cost)

@@ -18,6 +18,7 @@ from fedsplit.config.run import RunFile
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.devices.units import duration, size
 from fedsplit.errors import PlanError
+from fedsplit.plan.bits import server_bits, widths
 from fedsplit.plan.card import check_targets
 from fedsplit.plan.changes import for_all
 from fedsplit.plan.codec import said, with_codecs
@@ -226,7 +227,7 @@ def _layers(question: Question, topology: Topology, cut: Cut, work: Work) -> tup
             place="server" if layer in theirs else "client",
             trains=sums[layer + 1] > sums[layer],
             rank=work.rank_of(layer) or work.rank,
-            bits=8 * DTYPE_BYTES[question.run.model.dtype],
+            bits=server_bits(question.run) if layer in theirs else work.bits_of(layer) or widths(question.run)[0],
         )
         for layer in range(question.card.num_layers)
     )

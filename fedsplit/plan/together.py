@@ -14,6 +14,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsplit.plan.bits import server_layer_bytes
 from fedsplit.plan.coupling import Offers, Room, least_bytes, relieved
 from fedsplit.plan.fleet import divided, groups, rows_of, seconds_of, unserved, with_shares
 from fedsplit.plan.grid import Floats, Ints
@@ -51,7 +52,7 @@ def together(
     first = next(iter(asked.values()))
     room = Room(
         bytes=room_bytes,
-        layer_bytes=work_of(first.card, first.run).layer_bytes,
+        layer_bytes=server_layer_bytes(work_of(first.card, first.run)),
         layers=first.card.num_layers,
         total=min(1.0, len(asked) / first.clients),
     )

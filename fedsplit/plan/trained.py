@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from fedsplit.devices.units import duration, size
+from fedsplit.plan.bits import widths
 from fedsplit.plan.explain import Rivals
 from fedsplit.plan.fitted import EQUAL, Fitted, Fitter, allowed_ranks, room_bytes
 from fedsplit.plan.knapsack import Segment
@@ -40,6 +41,16 @@ def _spans(ranks: Sequence[int]) -> list[tuple[str, int]]:
     return found
 
 
+def packed(layers: Sequence[LayerPlan]) -> str:
+    """``frozen matrices in 4 bits: layers 0–2, in 32 bits: layer 3``, of the layers on the device."""
+    bits = [layer.bits if layer.place == "client" else 0 for layer in layers]
+    parts = []
+    for width in sorted(set(bits) - {0}):
+        spans = ", ".join(span for span, here in _spans([int(one == width) for one in bits]) if here)
+        parts.append(f"in {width} bits: {'layer' if bits.count(width) == 1 else 'layers'} {spans}")
+    return f"frozen matrices {', '.join(parts)}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Weighed:
     """One layer that the client holds. ``cost_bytes``: its factors with what they keep, at its rank or the smallest;
@@ -56,20 +67,22 @@ class Weighed:
 def weighed(client: ClientPlan, question: Question) -> list[Weighed]:
     """The arithmetic of a cut-down plan: what each layer that the client holds costs, and what those left out lack."""
     work = as_planned(work_of(question.card, question.run, question.data, batch=client.batch), client)
-    segment = segment_of(work, client.topology, client.cut, question.device, allowed_ranks(question))
+    place, device, bits = (client.topology, client.cut), question.device, widths(question.run)
+    segment = segment_of(work, *place, device, allowed_ranks(question), bits=bits)
     return _weighed(client, question, segment, own_layers(work, client.topology, client.cut))
 
 
 def _weighed(client: ClientPlan, question: Question, segment: Segment, mine: Sequence[int]) -> list[Weighed]:
     ranks = [client.layers[layer].rank if client.layers[layer].trains else 0 for layer in mine]
+    bits = [client.layers[layer].bits for layer in mine]
     found = []
     for place, layer in enumerate(mine):
-        able = {item.rank: item.bytes for item in segment.layers[place] if item.rank}
+        able = {item.rank: item.bytes for item in segment.layers[place] if item.rank and item.bits == bits[place]}
         floor = segment.floor[place]
         if floor is None:
             continue
         rank = ranks[place] or min(able)
-        need = _bytes(segment, [*ranks[:place], rank, *ranks[place + 1 :]])
+        need = _bytes(segment, [*ranks[:place], rank, *ranks[place + 1 :]], bits)
         found.append(
             Weighed(
                 layer=layer, rank=ranks[place], cost_bytes=able[rank], start_bytes=floor,
@@ -79,12 +92,12 @@ def _weighed(client: ClientPlan, question: Question, segment: Segment, mine: Seq
     return found
 
 
-def _bytes(segment: Segment, ranks: Sequence[int]) -> int:
-    """What these ranks take, at least one of them not 0."""
+def _bytes(segment: Segment, ranks: Sequence[int], bits: Sequence[int]) -> int:
+    """What these ranks and bits take, at least one rank not 0."""
     lowest = next(place for place, rank in enumerate(ranks) if rank)
-    chosen = zip(segment.layers, ranks, strict=True)
+    chosen = zip(segment.layers, ranks, bits, strict=True)
     return (segment.floor[lowest] or 0) + sum(
-        item.bytes for items, rank in chosen for item in items if item.rank == rank
+        item.bytes for items, rank, width in chosen for item in items if (item.rank, item.bits) == (rank, width)
     )
 
 
@@ -97,6 +110,7 @@ def gave_up(client: ClientPlan, found: Fitted, rivals: Rivals, question: Questio
         f"{found.why or _most_valuable(found)}, {worth}"
     ]
     mine = own_layers(found.option.work, client.topology, client.cut)
+    lines += [packed(client.layers)] if any(found.option.work.layer_bits) else []
     left = [one for one in _weighed(client, question, found.segment, mine) if not one.rank]
     if left:
         gone = {one.layer for one in left}

@@ -55,6 +55,10 @@ class Work:
     checkpoint: bool = False
     rank: int = 8
     ranks: tuple[int, ...] = ()
+    layer_bits: tuple[int, ...] = ()
+    """Of the matrices of each layer that the client holds, 0: the run's; empty: the run's in all of them."""
+    server_bits: int = 0
+    """Of the matrices in the body, 0: the run's."""
     targets: tuple[str, ...] = ()
     lora_dropout: float = 0.0
     dtype: str = "float32"
@@ -145,6 +149,10 @@ class Work:
         """Of one layer's factors; 0: it does not train."""
         return self.ranks[layer] if self.ranks else self.rank
 
+    def bits_of(self, layer: int) -> int:
+        """Of the matrices of one layer that the client holds; 0: the run's."""
+        return self.layer_bits[layer] if self.layer_bits else 0
+
     def factors(self, layer: int, rank: int) -> tuple[int, float]:
         """(scalars, elements a token kept for backward) of one layer's factors, were it trained at this rank."""
         linears = self._adapted(layer)
@@ -202,6 +210,7 @@ def work_of(card: ModelCard, run: RunFile, data: DataLike | None = None, *, batc
         dtype=run.model.dtype, state_bytes=_state_bytes(run), padded=not card.tokens,
         trains_head=card.task != "causal-lm" and run.model.head != "frozen",
         chunk=loss_chunk(card, math.ceil((batch or train.batch) / train.micro_batches) * tokens),
+        server_bits=run.server.bits if run.server.bits < 8 * DTYPE_BYTES[run.model.dtype] else 0,
     )  # fmt: skip
 
 
@@ -210,11 +219,14 @@ def as_planned(work: Work, plan: ClientPlan) -> Work:
     ranks = tuple(layer.rank if layer.trains else 0 for layer in plan.layers)
     sums = work.adapter_params
     whole = tuple(work.rank if above > below else 0 for below, above in pairwise(sums))
+    own = 8 * work.width_bytes
+    bits = tuple(layer.bits if layer.place == "client" and layer.bits < own else 0 for layer in plan.layers)
     return replace(
         work,
         micro_batches=plan.micro_batches,
         checkpoint=plan.checkpoint,
         ranks=() if ranks == whole else ranks,
+        layer_bits=bits if any(bits) else (),
         wire=plan.wire_up,
         wire_grad=plan.grad_up,
     )

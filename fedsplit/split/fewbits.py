@@ -170,3 +170,10 @@ def _prepare() -> None:
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise MissingExtra("bitsandbytes (weights of 8 and 4 bits)", "bits") from None
+
+
+def packed_bytes(shape: tuple[int, ...], bits: int) -> int:
+    """Bytes of a matrix in 16, 8 or 4 bits, its scales included."""
+    count = math.prod(shape)
+    scales = 4 * shape[0] if bits == 8 else 4 * math.ceil(count / BLOCK) if bits == 4 else 0
+    return math.ceil(count * bits / 8) + scales

@@ -36,6 +36,18 @@ def tensors_for(base: Base, span: Span, task: Task, num_labels: int | None = Non
     return sorted(found)
 
 
+def needed_bytes(base: Base, span: Span, task: Task, num_labels: int | None, *, dtype: torch.dtype, bits: int) -> int:
+    """Bytes of the weights of ``span`` in memory, the matrices of its layers in ``bits`` where those are fewer."""
+    names, width, total = base.names(task, num_labels), dtype.itemsize, 0
+    plain = {stored: name for name, stored in names.stored.items()}
+    for stored in tensors_for(base, span, task, num_labels):
+        shape = base.checkpoint.tensors[stored].shape
+        inside = part_of(plain[stored], base.family, names.prefix) in range(base.num_layers)
+        packs = bits < 8 * width and inside and len(shape) == 2
+        total += fewbits.packed_bytes(shape, bits) if packs else math.prod(shape) * width
+    return total
+
+
 def stored_as(base: Base, names: Names, name: str) -> str | None:
     """The checkpoint's name of a parameter; None where a new one is to be drawn (a head it was not trained with).
 

@@ -57,6 +57,7 @@ class ClientPart:
                 device=device,
                 train_head=run.model.head != "frozen",
                 map_embedding=self._streams(base, run),
+                bits={layer.layer: layer.bits for layer in plan.layers if layer.place == "client"},
             )
             for span in client_spans(plan, base.num_layers)
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from fedsplit.plan.depth import check_depth
 from fedsplit.probe.measure import this_device
 from fedsplit.split.base import Base, open_base
 from fedsplit.split.engine import Engine
-from fedsplit.split.loader import tensors_for
+from fedsplit.split.loader import needed_bytes
 from fedsplit.split.placement import device_of, free_bytes
-from fedsplit.split.segment import Span, build
+from fedsplit.split.segment import Span, build, dtype_of
 from fedsplit.state.rundir import RunDir
 from fedsplit.train.exported import model_folder
 from fedsplit.train.start import first_state, refuse_dead
@@ -179,6 +178,7 @@ def engine_of(run: RunFile, base: Base, device: str, memory_bytes: int) -> Engin
         dtype=run.model.dtype,
         device=device,
         train_head=run.model.head != "frozen",
+        bits=dict.fromkeys(range(base.num_layers), run.server.bits),
     )
     stash = min(run.server.stash_bytes, granted - weights) if granted else run.server.stash_bytes
     return Engine(segment, stash_bytes=stash)
@@ -187,9 +187,8 @@ def engine_of(run: RunFile, base: Base, device: str, memory_bytes: int) -> Engin
 def _refuse_too_large(run: RunFile, base: Base, span: Span, memory_bytes: int, device: torch.device) -> int:
     """The bytes of the weights, before one is loaded. A budget must hold the stash as well; without one, at least the
     weights must fit. What the policy grants beyond the weights is the stash's."""
-    width = 2 if run.model.dtype == "bfloat16" else 4
-    names = tensors_for(base, span, run.model.task, len(run.model.labels) or None)
-    weights, stash = sum(math.prod(base.checkpoint.tensors[name].shape) for name in names) * width, 0
+    stash, labels, kind = 0, len(run.model.labels) or None, dtype_of(run.model.dtype)
+    weights = needed_bytes(base, span, run.model.task, labels, dtype=kind, bits=run.server.bits)
     fix = "serve on a machine with more memory, or raise policy.min_front: then devices hold more layers"
     granted = run.policy.max_server_bytes
     if 0 < granted < weights:
