@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedsplit.config.run import RunFile
 from fedsplit.data.batches import Batch
 from fedsplit.errors import LinkError, Refused
 from fedsplit.events import Emit, Measured, Note, RoundStarted, StepDone
 from fedsplit.exchange.coded import as_planned
+from fedsplit.exchange.difficulty import difficulties
 from fedsplit.exchange.evaluate import evaluate, through
 from fedsplit.exchange.feed import Feed
 from fedsplit.exchange.part import Part
 from fedsplit.exchange.rate import learning_rate
 from fedsplit.exchange.step import At, Line, Outcome, SplitStep, local_step
-from fedsplit.lora.adapter import Adapter, Head, Sides, flatten, unflatten
+from fedsplit.lora.adapter import Adapter, Head, Sides, Tensor, flatten, unflatten
 from fedsplit.method.values import whole
 from fedsplit.plan.given import scheduled
 from fedsplit.state.personal import ClientRun
@@ -32,6 +36,7 @@ from fedsplit_client.thinning import filled, upward
 
 RESTARTS = 20
 """Times in a row that a client starts over without finishing a round or a measurement."""
+DIFFICULTY = "difficulty"
 BEFORE = -1
 """Stands for the measurement before training among those after a round."""
 
@@ -76,6 +81,7 @@ class Worker:
         self._report: Report | None = None
         self._restarts = 0
         self._folds = Folds()
+        self._difficulty: NDArray[np.float64] | None = None
         self.steps: list[Taken] = []
         """What each step of this process took in the plan followed now, those of rounds that did not end left out."""
         self._recall()
@@ -142,7 +148,7 @@ class Worker:
         given = self._load(start, packet, start.trains)
         self._emit(RoundStarted(client=self._name, round=start.round, rounds=self._run.train.rounds))
         examples, steps = 0, []
-        for step, batches in enumerate(self._feed.train(start.first_step, start.steps)):
+        for step, batches in enumerate(self._batches(start)):
             if self._owner is not None and step:
                 self._owner.between_steps()
             counted, taken = self._step(start, step, batches)
@@ -167,6 +173,19 @@ class Worker:
         if self._owner is not None:
             self._owner.after_round(self._line.end.up_bytes - before)
         self._restarts = 0
+
+    def _batches(self, start: Start) -> Iterator[list[Batch]]:
+        """The steps of a round. The easiest rows first, where the method wants that: how difficult they are is measured
+        once, on the first state that comes, and kept."""
+        if not start.easiest:
+            return self._feed.train(start.first_step, start.steps)
+        if self._difficulty is None:
+            self._emit(Note(client=self._name, text="measuring how difficult each row is; the numbers stay here"))
+            key = (self._run.run.seed, self._name)
+            between = self._owner.between_steps if self._owner is not None else lambda: None
+            self._difficulty = difficulties(self._part, self._feed.singly(), key, between)
+            self._save(start.round)
+        return self._feed.easiest(self._difficulty, start.easiest, start.first_step, start.steps)
 
     def _step(self, start: Start, step: int, batches: Sequence[Batch]) -> tuple[int, Taken]:
         """Train one step: the rows that counted (none, when both sides dropped it), and what it took."""
@@ -267,7 +286,10 @@ class Worker:
     def _save(self, round: int) -> None:
         if self._kept is not None:
             rows = {str(round): one for round, one in self._measured.items()}
-            self._kept.save(round, flatten({}, self._heads.get(round, {})), {"measured": rows})
+            arrays: dict[str, Tensor] = flatten({}, self._heads.get(round, {}))
+            if self._difficulty is not None:
+                arrays[DIFFICULTY] = self._difficulty
+            self._kept.save(round, arrays, {"measured": rows})
 
     def _recall(self) -> None:
         rounds = self._kept.rounds() if self._kept is not None else ()
@@ -276,8 +298,10 @@ class Worker:
             if (one := self._kept.load(round, exact=True)) is not None:
                 rows = one.meta.get("measured", self._measured)
                 self._measured = {int(at): dict(row) for at, row in rows.items()}
-                if self._own_head and one.arrays:
-                    self._heads[round] = unflatten(one.arrays)[1]
+                arrays = dict(one.arrays)
+                self._difficulty = arrays.pop(DIFFICULTY, self._difficulty)
+                if self._own_head and arrays:
+                    self._heads[round] = unflatten(arrays)[1]
 
 
 def factors(packet: Packet) -> tuple[Adapter, Head]:

@@ -6,8 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedsplit.config.run import RunFile
 from fedsplit.data.batches import Batch, collate, order
+from fedsplit.data.curriculum import easiest, steps_of
 from fedsplit.data.dataset import Dataset, open_dataset
 from fedsplit.data.examples import Example
 from fedsplit.data.images import Preparation
@@ -42,11 +46,25 @@ class Feed:
 
     def train(self, first_step: int, steps: int) -> Iterator[list[Batch]]:
         """The micro-batches of the steps from ``first_step`` (counted from the start of the run) on."""
-        train, examples = self._run.train, self.dataset.train
-        for chosen in order(len(examples), self._run.run.seed, self._client, first_step, steps, train.batch):
-            rows = examples.take(chosen)
-            size = train.batch // train.micro_batches
-            yield [self._batch(rows[at : at + size]) for at in range(0, train.batch, size)]
+        count, run = len(self.dataset.train), self._run
+        yield from map(self._micros, order(count, run.run.seed, self._client, first_step, steps, run.train.batch))
+
+    def easiest(
+        self, difficulty: NDArray[np.float64], share: float, first_step: int, steps: int
+    ) -> Iterator[list[Batch]]:
+        """Like ``train``, of the easiest ``share`` of the rows."""
+        size, run = self._run.train.batch, self._run.run
+        pool = easiest(difficulty, share, size, run.seed, self._client)
+        return map(self._micros, steps_of(pool, first_step, steps, size))
+
+    def singly(self) -> Iterator[Batch]:
+        """Every row to train on, in the order of the file, by itself."""
+        return (self._batch([self.dataset.train[at]]) for at in range(len(self.dataset.train)))
+
+    def _micros(self, chosen: NDArray[np.int64]) -> list[Batch]:
+        train = self._run.train
+        rows, size = self.dataset.train.take(chosen), train.batch // train.micro_batches
+        return [self._batch(rows[at : at + size]) for at in range(0, train.batch, size)]
 
     def test(self) -> Iterator[Batch]:
         """The held-out rows in order, ``evaluate.batch`` at a time."""

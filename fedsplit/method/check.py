@@ -22,8 +22,8 @@ CARRIED_OUT: Mapping[str, frozenset[str]] = {
     "codec": frozenset({"raw"}),
     "start": frozenset({"averaged", "redrawn"}),
     "factors": frozenset({"both", "only_B", "alternate"}),
-    "probe": frozenset({"none"}),
-    "local": frozenset({"backprop"}),
+    "probe": frozenset({"none", "fisher"}),
+    "local": frozenset({"backprop", "curriculum"}),
     "mask": frozenset({"dense", "topk"}),
     "groups": frozenset({"one"}),
     "personal": frozenset({"none"}),
@@ -99,6 +99,24 @@ RULES: tuple[Rule, ...] = (
         lambda method: method.mask.name == "topk" and _rests(method),
         "entries of a factor that rests would be lost for all",
         {"factors": stock.both},
+    ),
+    Rule(
+        ("local", "probe"),
+        lambda method: method.local.name == "curriculum" and method.probe.name != "fisher",
+        "without it nobody knows which rows are easy",
+        {"probe": stock.fisher},
+    ),
+    Rule(
+        ("probe", "local"),
+        lambda method: method.probe.name == "fisher" and method.local.name != "curriculum",
+        "nothing else asks for what it measures",
+        {"probe": stock.no_probe},
+    ),
+    Rule(
+        ("local", "topology"),
+        lambda method: method.local.name == "curriculum" and method.topology.allowed != stock.local.allowed,
+        "gradients of single rows need the whole model on the device",
+        {"topology": stock.local},
     ),
 )
 

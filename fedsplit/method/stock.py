@@ -6,6 +6,7 @@ from typing import Literal
 
 from array_api_compat import array_namespace
 
+from fedsplit.errors import ConfigError, Problem
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.method.parts import (
     Ask,
@@ -62,8 +63,23 @@ alternate = FactorRule("alternate", lambda round: _ONLY_A if round % 2 else _ONL
 """B in the first round, since with B = 0 there is no gradient for A; then A, and so on."""
 
 no_probe = Probe("none")
+fisher = Probe("fisher")
+"""How difficult each row is: the trace of its empirical Fisher information at the first state that the client gets. It
+stays on the device."""
 backprop = Local("backprop")
 """Plain optimiser steps on shuffled data, gradients by back-propagation."""
+
+
+def curriculum(first: float = 0.3, full: float = 0.5, pace: Literal["linear", "sqrt", "square"] = "linear") -> Local:
+    """Plain steps on the easiest rows: a share ``first`` of the batches in the first round, all of them after the part
+    ``full`` of the run. Raises ConfigError on a share that is not in (0, 1]."""
+    wrong = [(name, value) for name, value in (("first", first), ("full", full)) if not 0 < value <= 1]
+    if wrong:
+        expected = "above 0 and at most 1"
+        raise ConfigError([Problem(f"local.curriculum.{name}", repr(value), expected) for name, value in wrong])
+    return Local("curriculum", {"first": first, "full": full, "pace": pace})
+
+
 dense = Mask("dense")
 """All of the adapter travels."""
 

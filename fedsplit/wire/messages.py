@@ -180,7 +180,8 @@ class Start(Message, tag="start", frozen=True, kw_only=True):
 
     ``thinned``: factors that come as the entries of a mask, ``sparse/…`` (``fedsplit.lora.sparse``), instead of whole;
     the other entries are zero. ``sends``: how many entries of what changed come back, as a mask of the client's own; 0:
-    the factors whole."""
+    the factors whole. ``easiest``: the share of its batches that the client trains on, easiest first; 0: all, in any
+    order."""
 
     round: Count
     era: Count
@@ -192,6 +193,7 @@ class Start(Message, tag="start", frozen=True, kw_only=True):
     since: Count = 0
     thinned: tuple[Thinned, ...] = ()
     sends: Count = 0
+    easiest: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
 
 class Cost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

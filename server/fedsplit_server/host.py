@@ -93,6 +93,7 @@ class Host:
             seed=run.run.seed,
             num_layers=parts.base.num_layers,
             shared=run.server.shared,
+            rounds=run.train.rounds,
         )
         letters = Letters(portions, head_modules, heads_return=run.model.head == "fedavg")
         planning = Planning(run, parts.base, parts.server, self.roster.beside)

@@ -48,6 +48,7 @@ class Letters:
             since=member.base_version,
             thinned=thinned,
             sends=thinning.sends(mask, self._learning(member, state)),
+            easiest=self._portions.easiest(state),
         )
         return Out(member.name, message, _wired(factors | self._beside(member, state)))
 

@@ -13,6 +13,7 @@ import msgspec
 from fedsplit.lora.adapter import ModuleKey, Sides
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.lora.sparse import kept, nbytes
+from fedsplit.method.curriculum import share
 from fedsplit.method.parts import Ask, Mask
 from fedsplit.method.record import SERVER, GlobalState, Method, Phases
 from fedsplit.plan.types import ClientPlan
@@ -20,11 +21,14 @@ from fedsplit.train.round import Cuts, for_client
 
 
 class Portions:
-    """``rank``: the run file's, for modules outside the layers and for a copy that all clients share (``shared``)."""
+    """``rank``: the run file's, for modules outside the layers and for a copy that all clients share (``shared``).
+    ``rounds``: the run's."""
 
-    def __init__(self, method: Method | Phases, *, rank: int, seed: int, num_layers: int, shared: bool = False) -> None:
+    def __init__(
+        self, method: Method | Phases, *, rank: int, seed: int, num_layers: int, shared: bool = False, rounds: int = 1
+    ) -> None:
         self._method, self._rank, self._seed, self._num_layers = method, rank, seed, num_layers
-        self._shared = shared
+        self._shared, self._rounds = shared, rounds
         self._state: GlobalState | None = None
         self._cuts: Cuts = {}
 
@@ -51,6 +55,10 @@ class Portions:
     def trains(self, state: GlobalState) -> Sides:
         """The factors that learn in the round that ``state`` counts."""
         return self._method.at(state.round).factors.of(state.round).learning
+
+    def easiest(self, state: GlobalState) -> float:
+        """What share of its rows a client trains on in that round, the easiest first; 0: all, in any order."""
+        return share(self._method.at(state.round).local, state.round, self._rounds)
 
     def mask(self, state: GlobalState) -> Mask:
         """What part of the factors travels in that round."""

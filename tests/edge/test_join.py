@@ -20,6 +20,8 @@ pytest.importorskip("onnxscript")
 from fedsplit import assets  # noqa: E402
 from fedsplit.edge.client import EdgeClient  # noqa: E402
 from fedsplit.lora.adapter import flatten  # noqa: E402
+from fedsplit.lora.sparse import VALUES  # noqa: E402
+from fedsplit.wire.messages import Update  # noqa: E402
 from tests.run.conftest import run_file  # noqa: E402
 from tests.run.party import Party, written  # noqa: E402
 from tests.run.processes import LIMIT_S, Process, Stage, wait_for  # noqa: E402
@@ -122,3 +124,21 @@ def test_it_is_asked_without_torch(run: Run) -> None:
     """A folder needs torch, and the way out is said."""
     process = Process(["predict", str(run.folder), "hello"], BLOCKED)
     assert "predict 'fedsplit://…' asks a server" in process.end(expected=8)
+
+
+def test_a_mask_is_obeyed_without_torch(tmp_path: Path, run: Run) -> None:
+    """FLASC with the graphs of the run: as many entries come back as torch sends, and the losses are torch's."""
+    settings: dict[str, object] = {**SETTINGS, "method__name": "flasc", "method.options__server_opt": "replace"}
+    config = json.loads((assets.path("pydoc-llama") / "config.json").read_text("utf-8"))
+    seen: list[Party] = []
+    for which in ("edge", "torch"):
+        (folder := tmp_path / which).mkdir()
+        with Party(run_file(CLIENTS, **settings), ROWS, folder) as party:
+            if which == "edge":
+                party.parts["a"] = lambda offer: EdgeClient(run.graphs, offer.plan, offer.run, config, threads=1)
+            seen.append(party.start().finish())
+    sizes = [[p.tensors[VALUES].nbytes for p in one.ends["a"].sent if isinstance(p.message, Update)] for one in seen]
+    assert sizes[0] == sizes[1]
+    assert len(sizes[0]) == 2
+    edge, plain = (losses(one.events, "a") for one in seen)
+    np.testing.assert_allclose(edge, plain, rtol=1e-4)

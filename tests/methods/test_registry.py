@@ -311,6 +311,9 @@ BROKEN = {
     ("start", "merge"): Method(start=stock.redrawn),
     ("layers", "topology"): Method(layers=random_rooms),
     ("mask", "merge"): Method(merge=exact, mask=stock.topk(0.25, 0.25)),
+    ("local", "probe"): Method(local=stock.curriculum(), topology=stock.local),
+    ("probe", "local"): Method(probe=stock.fisher),
+    ("local", "topology"): Method(local=stock.curriculum(), probe=stock.fisher),
     ("mask", "factors"): Method(factors=stock.alternate, mask=stock.topk(0.25, 0.25)),
 }
 
@@ -328,7 +331,7 @@ def test_every_rule_names_both_parts_and_an_alternative_that_works(rule: Any) ->
 
 UNKNOWN = {
     "codec": Codec("topk"),
-    "probe": Probe("fisher"),
+    "probe": Probe("importance"),
     "local": Local("proximal", {"mu": 0.1}),
     "mask": Mask("rank_one_topk", 0.25, 0.25),
     "personal": Personal("dual"),
