@@ -83,6 +83,7 @@ def join(
     profile: DeviceProfile | None = None,
     device: str = "cpu",
     backend: str = "",
+    tag: str = "",
     state: str | Path | None = None,
     agree: Agree = lambda offer, data: True,
     emit: Emit = silent,
@@ -96,6 +97,7 @@ def join(
     ``model``: a folder with the base model, when it is here already; otherwise the parts that the plan needs are
     fetched from the server. ``profile``: what this device can do; by default measured once and kept.
     ``backend``: what computes, ``torch`` or ``edge``; by default torch where it is installed.
+    ``tag``: what the data is, for methods with groups (``deu_Latn``, say); the operator sees it.
     ``measure_link``: measure the way to the server first, a second or two, unless ``profile`` has it; this machine's
     own profile keeps it.
     ``limits``: what the owner allows, instead of what the profile says. When they forbid to go on, the connection ends,
@@ -108,7 +110,7 @@ def join(
     :raises Refused: the server, or the owner, said no. :raises DataError: the data is wrong.
     :raises OutOfMemory: the plan takes more than the owner allows. :raises Left: the owner said `fedsplit leave`.
     """
-    link, name = _checked(link, data, name or host_name(), topology)
+    link, name = _checked(link, data, name or host_name(), topology, tag)
     computes = choose(backend, device)
     personal = Personal(state)
     keys = load_keys(personal.keys)
@@ -120,7 +122,7 @@ def join(
         sensors = sensors or of_this_machine()
         owner = Owner(profile.limits, sensors, Uploads(folder, lambda: sensors.now().date()), emit, name)
         held.callback(owner.close)
-        stay = Stay(link, name, keys, personal, owner, held, profile, own)
+        stay = Stay(link, name, keys, personal, owner, held, profile, own, tag)
 
         def once() -> Joined:
             return _once(stay, computes, data, topology, model, device, agree, emit, learning, measure_link)
@@ -141,6 +143,7 @@ class Stay:
     held: ExitStack
     profile: DeviceProfile
     own: Path | None
+    tag: str = ""
     offer: Offer | None = None
     kept: ClientRun | None = None
     patience_s: float = 0.0
@@ -185,7 +188,7 @@ def _once(
             stay.profile = with_link(end, link, stay.profile, name, emit, keep=own)
             give_back()
         profile = stay.profile
-        session = Session(end, link, name, profile, topology, emit, backend=computes.name)
+        session = Session(end, link, name, profile, topology, emit, backend=computes.name, tag=stay.tag)
         offer = session.hello()
         kept = stay.folder_of(offer)
         most = owner.limits.threads
@@ -212,7 +215,8 @@ def _once(
             give_back()
             session.accept(offer, summary)
             result = worker.work()
-        kept.save(result.round, flatten(result.adapter, result.head), {"base": offer.base, "reason": result.reason})
+        meta = {"base": offer.base, "reason": result.reason, "own": worker.own}
+        kept.save(result.round, flatten(result.adapter, result.head), meta)
         if learning and own is not None and device == "cpu":
             learn(own, place.offer, opened.config, summary, worker.steps, emit)
         return Joined(place.offer, result, end.up_bytes, end.down_bytes, kept.path)
@@ -240,10 +244,10 @@ def _loader(
     return load
 
 
-def _checked(link: str | JoinLink, data: str | Path, name: str, topology: str) -> tuple[JoinLink, str]:
+def _checked(link: str | JoinLink, data: str | Path, name: str, topology: str, tag: str) -> tuple[JoinLink, str]:
     """The link and the name, when nothing is wrong with what was given. Raises as ``join``."""
     link = JoinLink.parse(link) if isinstance(link, str) else link
-    door.check(name=name, topology=topology)
+    door.check(name=name, topology=topology, tag=tag)
     if not Path(data).exists():
         raise DataError("no such file or folder", str(data))
     return link, name

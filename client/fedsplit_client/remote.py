@@ -18,7 +18,6 @@ from fedsplit.exchange.coded import as_planned
 from fedsplit.exchange.part import Part
 from fedsplit.exchange.predict import Predictor
 from fedsplit.exchange.step import At
-from fedsplit.lora.adapter import unflatten
 from fedsplit.probe.measure import this_device
 from fedsplit.state.personal import Personal
 from fedsplit.wire.ends import Tensors
@@ -33,6 +32,7 @@ from fedsplit_client.join import host_name
 from fedsplit_client.keys import load_keys
 from fedsplit_client.line import Interrupt, ServerLine
 from fedsplit_client.orderly import OrderlyEnd
+from fedsplit_client.own import Own
 from fedsplit_client.session import Offer, Session
 
 
@@ -76,9 +76,9 @@ def remote_predictor(
         if not isinstance(answer.message, Finish):
             raise LinkError(f"{parsed.endpoint} is still training; ask again when the run is done")
         folds = Folds()
-        adapter, head = unflatten(folds.take(answer.message, answer))
-        mine = kept.load() if offer.run.model.head == "local" else None
-        part.load(adapter, unflatten(mine.arrays)[1] if mine is not None and mine.arrays else head, patch=folds.patch)
+        own = Own(kept, head=offer.run.model.head == "local")
+        adapter, head = own.whole(answer.message, folds.take(answer.message, answer))
+        part.load(adapter, head, patch=folds.patch)
         remote = _Remote(part, line, offer, name)
         section = offer.run.model
         encode = opened.reading(offer.run).encode

@@ -61,10 +61,11 @@ class Session:
         emit: Emit,
         *,
         backend: str = "torch",
+        tag: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._end, self._link, self._name, self._emit = end, link, name, emit
-        self._backend = backend
+        self._backend, self._tag = backend, tag
         self._profile, self._topology, self._clock = profile.anonymous, topology, clock
 
     def hello(self) -> Offer:
@@ -82,6 +83,7 @@ class Session:
             topology=self._topology,
             backend=self._backend,
             profile=self._profile,
+            tag=self._tag,
         )
         return self.offered(self._ask(hello))
 

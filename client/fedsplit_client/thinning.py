@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedsplit.errors import DataError, RemoteProtocolError
-from fedsplit.lora.adapter import Adapter, Head, Tensor, flatten, sides
+from fedsplit.lora.adapter import Adapter, Head, Tensor, flatten
 from fedsplit.lora.sparse import entries, packed, unpacked
 from fedsplit.wire import WireTensor
 from fedsplit.wire.messages import Evaluate, Finish, Start
+from fedsplit_client.own import goes_up
 
 
 def filled(message: Start | Evaluate | Finish, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -35,7 +36,7 @@ def upward(start: Start, given: Adapter, adapter: Adapter, head: Head) -> dict[s
 
     :raises RemoteProtocolError: the server asks for more entries than there are.
     """
-    learnt = sides(adapter, start.trains)
+    learnt = goes_up(start, adapter)
     if start.sends:
         count = entries({name: array.shape for name, array in learnt.items()})
         if start.sends > count:

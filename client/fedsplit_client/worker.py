@@ -21,7 +21,7 @@ from fedsplit.exchange.feed import Feed
 from fedsplit.exchange.part import Part
 from fedsplit.exchange.rate import learning_rate
 from fedsplit.exchange.step import At, Line, Outcome, SplitStep, local_step
-from fedsplit.lora.adapter import Adapter, Head, Sides, Tensor, flatten, unflatten
+from fedsplit.lora.adapter import Adapter, Head, Sides, Tensor, unflatten
 from fedsplit.method.values import whole
 from fedsplit.plan.given import scheduled
 from fedsplit.state.personal import ClientRun
@@ -30,6 +30,7 @@ from fedsplit.wire.messages import Bye, Evaluate, Finish, Report, Start, Update,
 from fedsplit_client.cost import Taken, cost_of
 from fedsplit_client.folds import Folds
 from fedsplit_client.line import Interrupt, Restart, ServerLine
+from fedsplit_client.own import Own
 from fedsplit_client.owner import Owner
 from fedsplit_client.place import Place
 from fedsplit_client.thinning import filled, upward
@@ -58,7 +59,7 @@ class Result:
 class Worker:
     """One client in one run. ``place``: its plan and its segments, which may become others between two rounds.
 
-    ``kept`` is where the numbers of a run outlive this process, and a head that each client keeps to itself. ``owner``
+    ``kept`` is where the numbers of a run outlive this process, and what the client has for itself. ``owner``
     is asked before a round, a measurement and a step whether it may go on.
     """
 
@@ -76,8 +77,7 @@ class Worker:
         self._name, self._run, self._place, self._feed = name, run, place, feed
         self._line, self._emit, self._kept, self._owner = line, emit, kept, owner
         self._measured: dict[int, dict[str, float]] = {}
-        self._own_head = run.model.head == "local"
-        self._heads: dict[int, Head] = {}
+        self._own = Own(kept, head=run.model.head == "local")
         self._report: Report | None = None
         self._restarts = 0
         self._folds = Folds()
@@ -94,6 +94,11 @@ class Worker:
     def _coded(self) -> Line:
         """The line for hidden states and gradients, which travel as planned."""
         return as_planned(self._line, self._part.plan, self._run.run.seed)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Names of what this client has for itself."""
+        return tuple(sorted(self._own.until(self._run.train.rounds)))
 
     def work(self) -> Result:
         """Until the server says that training is over.
@@ -145,6 +150,7 @@ class Worker:
         before = self._line.end.up_bytes
         if self._owner is not None:
             self._owner.before_round()
+        self._own.back_to(start.round)
         given = self._load(start, packet, start.trains)
         self._emit(RoundStarted(client=self._name, round=start.round, rounds=self._run.train.rounds))
         examples, steps = 0, []
@@ -166,9 +172,9 @@ class Worker:
             cost=cost_of(steps),
         )
         adapter, head = self._part.read()
-        if self._own_head:
-            self._heads[start.round + 1], head = head, {}
-            self._save(start.round + 1)
+        head = self._own.keep(start, adapter, head)
+        if self._own:
+            self._save(start.round + 1, best=start.best)
         self._line.tell(update, upward(start, given, adapter, head))
         if self._owner is not None:
             self._owner.after_round(self._line.end.up_bytes - before)
@@ -270,26 +276,24 @@ class Worker:
         return adapter
 
     def _factors(self, message: Start | Evaluate | Finish, packet: Packet) -> tuple[Adapter, Head]:
-        """What the server sent for a round, with our own head as it was then where every client keeps its own."""
-        adapter, head = unflatten(filled(message, self._folds.take(message, packet)))
-        mine = [before for before in self._heads if before <= message.round]
-        return adapter, self._heads[max(mine)] if mine else head
+        """What the server sent for a round, with what is our own as it was then."""
+        return self._own.whole(message, filled(message, self._folds.take(message, packet)))
 
     def _keep(self, asked: Evaluate, metrics: dict[str, float]) -> None:
         if asked.phase == "before":
             self._measured = {BEFORE: metrics}
         self._measured[asked.round] = metrics
-        # With a head of its own the next round writes anyway: an SD card is written once a round.
-        if not (self._own_head and asked.phase == "round" and asked.round < self._run.train.rounds):
+        # With something of its own the next round writes anyway: an SD card is written once a round.
+        if not (self._own and asked.phase == "round" and asked.round < self._run.train.rounds):
             self._save(asked.round)
 
-    def _save(self, round: int) -> None:
+    def _save(self, round: int, best: int = 0) -> None:
         if self._kept is not None:
             rows = {str(round): one for round, one in self._measured.items()}
-            arrays: dict[str, Tensor] = flatten({}, self._heads.get(round, {}))
+            arrays: dict[str, Tensor] = dict(self._own.until(round))
             if self._difficulty is not None:
                 arrays[DIFFICULTY] = self._difficulty
-            self._kept.save(round, arrays, {"measured": rows})
+            self._kept.save(round, arrays, {"measured": rows}, best=[best])
 
     def _recall(self) -> None:
         rounds = self._kept.rounds() if self._kept is not None else ()
@@ -298,10 +302,7 @@ class Worker:
             if (one := self._kept.load(round, exact=True)) is not None:
                 rows = one.meta.get("measured", self._measured)
                 self._measured = {int(at): dict(row) for at, row in rows.items()}
-                arrays = dict(one.arrays)
-                self._difficulty = arrays.pop(DIFFICULTY, self._difficulty)
-                if self._own_head and arrays:
-                    self._heads[round] = unflatten(arrays)[1]
+                self._difficulty = one.arrays.get(DIFFICULTY, self._difficulty)
 
 
 def factors(packet: Packet) -> tuple[Adapter, Head]:

@@ -15,11 +15,12 @@ def export(
     run: Annotated[Path, typer.Argument(help="The run directory that fedsplit serve named at its end.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter folder to write.")] = Path("adapter"),
     round: Annotated[int | None, typer.Option(help="Another round than the best one.")] = None,
+    group: Annotated[str, typer.Option(help="Whose adapter, where every group of clients has one.")] = "",
 ) -> None:
     """Write a run's result as a plain peft adapter; loads with peft alone on the untouched base model."""
     from fedsplit.train import exported
 
-    card = exported.export(run, out, round)
+    card = exported.export(run, out, round, group)
     typer.echo(f"wrote {out} (round {card.round} of {card.run}). Load it with:")
     typer.echo(f"  {load_line(out, card)}")
 

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from fedsplit_client.join import Joined
     from fedsplit_client.session import Offer
 
+Computes = Annotated[str, typer.Option(help="What computes: torch, or edge (onnxruntime, on graphs from the server).")]
+Tag = Annotated[
+    str, typer.Option(help="What your data is, for methods with groups (deu_Latn, say); the operator sees it.")
+]
+
 
 def join(
     link: Annotated[str, typer.Argument(help="The line that the server printed: 'fedsplit://HOST:PORT/?key=…'")],
@@ -34,9 +39,8 @@ def join(
     model: Annotated[str, typer.Option(help="The base model's folder, when it is here already.")] = "",
     profile: Annotated[str, typer.Option(help="A device profile (name or file) instead of this machine's.")] = "",
     device: Annotated[str, typer.Option(help="Where your layers run: cpu, cuda, cuda:1.")] = "cpu",
-    backend: Annotated[
-        str, typer.Option(help="What computes: torch, or edge (onnxruntime, on graphs from the server).")
-    ] = "",
+    backend: Computes = "",
+    tag: Tag = "",
     state: Annotated[Path | None, typer.Option(help="Folder for keys and state; by default the platform's.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the final factors in this file.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree without being asked (for services).")] = False,
@@ -74,6 +78,7 @@ def join(
             profile=given,
             device=device,
             backend=backend,
+            tag=tag,
             state=state,
             agree=stage.agree,
             emit=stage.emit,

@@ -193,6 +193,8 @@ def _clients(run: RunFile) -> Iterator[Problem]:
             yield Problem(f"{path}.name", found(client.name), words, "rename one of them")
         elif not NAME.fullmatch(client.name):
             yield Problem(f"{path}.name", found(client.name), RULE)
+        if client.tag and not NAME.fullmatch(client.tag):
+            yield Problem(f"{path}.tag", found(client.tag), RULE)
         for key in ("batch", "threads"):
             if getattr(client, key) < 0:
                 yield Problem(f"{path}.{key}", str(getattr(client, key)), "0 or more")

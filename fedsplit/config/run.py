@@ -273,6 +273,8 @@ class ClientSection(Section, frozen=True, kw_only=True):
     """Rows of its step; 0: ``train.batch``."""
     threads: int = 0
     """CPU threads of its process; 0: chosen on the device."""
+    tag: str = ""
+    """What its data is (a language, say), for methods with groups; empty: what the device says."""
 
 
 class RunFile(Section, frozen=True, kw_only=True):

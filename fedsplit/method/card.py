@@ -109,7 +109,7 @@ def _up(method: Method) -> str:
 
 def _down(method: Method) -> str:
     rules = [method.factors.of(round) for round in (0, 1)]
-    common = _scalars([frozenset("AB") - (rule.trains - rule.shares) - rule.drawn for rule in rules], method.mask.down)
+    common = _scalars([frozenset(rule.common) for rule in rules], method.mask.down)
     return f"{common} + folds" if method.mutates_base else common
 
 

@@ -21,12 +21,12 @@ CARRIED_OUT: Mapping[str, frozenset[str]] = {
     "layers": frozenset({"every", "random_rooms"}),
     "codec": frozenset({"raw"}),
     "start": frozenset({"averaged", "redrawn"}),
-    "factors": frozenset({"both", "only_B", "alternate"}),
+    "factors": frozenset({"both", "only_B", "alternate", "share_A"}),
     "probe": frozenset({"none", "fisher"}),
     "local": frozenset({"backprop", "curriculum"}),
     "mask": frozenset({"dense", "topk"}),
-    "groups": frozenset({"one"}),
-    "personal": frozenset({"none"}),
+    "groups": frozenset({"one", "by_tag", "by_family"}),
+    "personal": frozenset({"none", "keep_B"}),
 }
 """Parts that need code outside the round's arithmetic, and the names of those that have it."""
 
@@ -74,6 +74,42 @@ RULES: tuple[Rule, ...] = (
         ("factors", "merge"),
         lambda method: _rests(method) and not method.merge_rule.equal_ranks,
         "a factor that rests is common to all, and only averaging the other one leaves it so",
+        {"merge": merges.fedavg},
+    ),
+    Rule(
+        ("factors", "merge"),
+        lambda method: bool(_own(method)) and not method.merge_rule.equal_ranks,
+        "the server has no products to merge where B stays with the clients",
+        {"merge": merges.fedavg},
+    ),
+    Rule(
+        ("personal", "factors"),
+        lambda method: (method.personal.name == "keep_B") != (_own(method) == {"B"}),
+        "what is trained and not shared is what each client keeps, and nothing else is",
+        {"personal": stock.keep_B, "factors": stock.share_A},
+    ),
+    Rule(
+        ("topology", "personal"),
+        lambda method: method.topology.server.startswith("shared") and method.personal.name != "none",
+        "one copy at the server cannot hold what every client has for itself",
+        {"topology": stock.planned},
+    ),
+    Rule(
+        ("topology", "groups"),
+        lambda method: method.topology.server.startswith("shared") and method.groups.name != "one",
+        "one copy at the server cannot hold the adapters of several groups",
+        {"topology": stock.planned},
+    ),
+    Rule(
+        ("mask", "personal"),
+        lambda method: method.mask.name != "dense" and method.personal.name != "none",
+        "a mask is drawn over all factors, and some of these never travel",
+        {"mask": stock.dense},
+    ),
+    Rule(
+        ("groups", "merge"),
+        lambda method: method.groups.name != "one" and method.merge_rule.mutates_base,
+        "there is one base for all groups, and what one of them learns must not reach the others",
         {"merge": merges.fedavg},
     ),
     Rule(
@@ -146,6 +182,12 @@ def between(phases: Phases) -> tuple[Contradiction, ...]:
             why = f"the first factors are drawn once, by the law {first.start.first}"
             names = (one.format("start", phase.start.name), other.format("start", first.start.name))
             found.append(Contradiction(*names, why, {"start": first.start}))
+        for slot in ("personal", "groups"):
+            now, then = (part_name(getattr(method, slot)) for method in (phase, first))
+            if now != then:
+                why = "what is kept apart in some rounds only is not there in the others"
+                said = (one.format(slot, now), other.format(slot, then))
+                found.append(Contradiction(*said, why, {slot: getattr(first, slot)}))
     return tuple(found)
 
 
@@ -162,6 +204,10 @@ def check(method: Method | Phases) -> None:
 
 def _rests(method: Method) -> bool:
     return any(len(method.factors.of(round).trains) < 2 for round in (0, 1))
+
+
+def _own(method: Method) -> frozenset[str]:
+    return frozenset[str]().union(*(method.factors.of(round).own for round in (0, 1)))
 
 
 def _why(method: Method, rule: Rule) -> str:

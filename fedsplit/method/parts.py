@@ -33,7 +33,7 @@ class Ask:
     ``layers``: decoder layers of the model. ``rank``: what the plan (else the run file) gives the client.
     ``stats``: what the client's probe returned, by name; empty without a probe. ``everyone``: the same of all
     clients. ``last``: metrics of the client's last update, with its rank under ``rank``; ``history``: metrics of the
-    run, one mapping a round. ``tags``: what the operator says of the client's data, such as its language.
+    run, one mapping a round. ``tags``: what is said of the client's data, its ``tag`` and, of a language, ``family``.
     ``shapes``: (M, N) of every adapted module. ``rooms``: how many layers each client
     of the round can hold, by name; empty: nobody has counted.
     """
@@ -108,7 +108,22 @@ class Factors:
     @property
     def learning(self) -> Sides:
         """``trains`` in one word."""
-        return "AB" if len(self.trains) == 2 else "A" if "A" in self.trains else "B"
+        return in_one_word(self.trains)
+
+    @property
+    def own(self) -> frozenset[Side]:
+        """Trained and not shared: every client has its own."""
+        return self.trains - self.shares
+
+    @property
+    def common(self) -> frozenset[Side]:
+        """What comes down: all that is neither a client's own nor drawn."""
+        return frozenset[Side]({"A", "B"}) - self.own - self.drawn
+
+
+def in_one_word(sides: frozenset[Side]) -> Sides:
+    """Of one factor or both."""
+    return "AB" if len(sides) == 2 else "A" if "A" in sides else "B"
 
 
 @dataclass(frozen=True)

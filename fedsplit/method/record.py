@@ -34,13 +34,14 @@ from fedsplit.method.parts import (
     WeightFunction,
     WeightRule,
 )
-from fedsplit.method.values import SERVER, ClientUpdate, Fold, GlobalState, Memory, Merged
+from fedsplit.method.values import SERVER, ClientUpdate, Fold, GlobalState, Group, Memory, Merged
 
 __all__ = [
     "SERVER",
     "ClientUpdate",
     "Fold",
     "GlobalState",
+    "Group",
     "Memory",
     "Merged",
     "Method",
@@ -105,9 +106,9 @@ class Method:
         """Scalars that travel for one M x N module at ``rank``: down what is common and not drawn from a seed, up what
         is shared of what trained, both thinned by the mask. Folds come on top, down: one of rank F takes F (M + N)."""
         factors = self.factors.of(round)
-        common = frozenset("AB") - (factors.trains - factors.shares) - factors.drawn
         down, up = (
-            rank * ((n if "A" in sides else 0) + (m if "B" in sides else 0)) for sides in (common, factors.shares)
+            rank * ((n if "A" in sides else 0) + (m if "B" in sides else 0))
+            for sides in (factors.common, factors.shares)
         )
         return Traffic(down=round_up(down * self.mask.down), up=round_up(up * self.mask.up))
 
@@ -162,7 +163,7 @@ class Method:
 
 
 SLOTS = tuple(field.name for field in fields(Method) if field.name != "name")
-_EDGE = {"local": {"backprop"}, "probe": {"none"}, "personal": {"none"}, "mask": {"dense", "topk"}}
+_EDGE = {"local": {"backprop"}, "probe": {"none"}, "personal": {"none", "keep_B"}, "mask": {"dense", "topk"}}
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,9 @@ only_B = FactorRule("only_B", lambda round: _ONLY_B)
 alternate = FactorRule("alternate", lambda round: _ONLY_A if round % 2 else _ONLY_B)
 """B in the first round, since with B = 0 there is no gradient for A; then A, and so on."""
 
+share_A = FactorRule("share_A", lambda round: Factors(frozenset({"A", "B"}), frozenset({"A"})))
+"""A and B train together; A is shared, every client has a B of its own."""
+
 no_probe = Probe("none")
 fisher = Probe("fisher")
 """How difficult each row is: the trace of its empirical Fisher information at the first state that the client gets. It
@@ -91,7 +94,15 @@ def topk(down: float = 0.25, up: float = 0.25) -> Mask:
 
 one = Groups("one", lambda ask: ("all",))
 """One adapter for everybody."""
+OTHERS = "other"
+"""The group of those who do not say where they belong."""
+by_tag = Groups("by_tag", lambda ask: (ask.tags.get("tag") or OTHERS,))
+"""One adapter for all clients with the same tag."""
+by_family = Groups("by_family", lambda ask: (ask.tags.get("family") or OTHERS,))
+"""One adapter for all clients whose tags are languages of one family."""
 nothing_personal = Personal("none")
+keep_B = Personal("keep_B")
+"""Every client's B stays where it is trained: on the client, for layers at the server there, never merged."""
 
 
 def _same(merged: LowRank, memory: Memory) -> LowRank:

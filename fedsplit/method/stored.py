@@ -1,43 +1,59 @@
 """The global state as named arrays and a few numbers, as checkpoints keep it.
 
 Factors and head have their flat names; beside them ``memory/NAME`` and ``fold/VERSION/LAYER/PATH/A`` and ``.../B``.
+What a group has for itself lies under ``group/NAME/``, under the same names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
+from urllib.parse import quote, unquote
 
 from fedsplit.errors import DataError
 from fedsplit.lora.adapter import Tensor, digest_arrays, flatten, unflatten
-from fedsplit.method.values import Fold, GlobalState
+from fedsplit.method.values import Fold, GlobalState, Group
 
-FOLD = "fold/"
+FOLD, MEMORY, GROUP = "fold/", "memory/", "group/"
 _COUNTERS = ("round", "adapter_version", "base_version")
 
 
 def pack(state: GlobalState) -> tuple[dict[str, Tensor], dict[str, int]]:
     """``(arrays, counters)``: all that the next round depends on (the notes are for the journal)."""
-    arrays = flatten(state.adapter, state.head)
-    arrays |= {f"memory/{name}": array for name, array in state.memory.items()}
-    arrays |= pack_folds(state.folds)
+    arrays = _packed(Group(state.adapter, state.head, state.memory)) | pack_folds(state.folds)
+    for name, group in state.groups.items():
+        arrays |= {f"{GROUP}{quote(name, safe='')}/{inner}": array for inner, array in _packed(group).items()}
     return arrays, {name: getattr(state, name) for name in _COUNTERS}
 
 
 def unpack(arrays: Mapping[str, Tensor], counters: Mapping[str, Any]) -> GlobalState:
     """The inverse of ``pack``; other entries of ``counters`` are ignored. Raises DataError on a wrong name."""
-    adapter_and_head: dict[str, Tensor] = {}
-    memory: dict[str, Tensor] = {}
+    groups: dict[str, dict[str, Tensor]] = {}
+    everybody: dict[str, Tensor] = {}
     folds, others = unpack_folds(arrays)
     for name, array in others.items():
-        kind, _, rest = name.partition("/")
-        if kind == "memory":
-            memory[rest] = array
+        if name.startswith(GROUP):
+            group, _, inner = name.removeprefix(GROUP).partition("/")
+            groups.setdefault(unquote(group), {})[inner] = array
         else:
-            adapter_and_head[name] = array
-    adapter, head = unflatten(adapter_and_head)
+            everybody[name] = array
+    whole = _unpacked(everybody)
     round, adapter_version, base_version = (_count(name, counters.get(name)) for name in _COUNTERS)
-    return GlobalState(round, adapter_version, base_version, adapter, head, memory, folds)
+    own = {name: _unpacked(inner) for name, inner in sorted(groups.items())}
+    counted = (round, adapter_version, base_version)
+    return GlobalState(*counted, whole.adapter, whole.head, whole.memory, folds, groups=own)
+
+
+def _packed(group: Group) -> dict[str, Tensor]:
+    memory = {f"{MEMORY}{name}": array for name, array in group.memory.items()}
+    return flatten(group.adapter, group.head) | memory
+
+
+def _unpacked(arrays: Mapping[str, Tensor]) -> Group:
+    memory = {name.removeprefix(MEMORY): array for name, array in arrays.items() if name.startswith(MEMORY)}
+    factors = {name: array for name, array in arrays.items() if not name.startswith(MEMORY)}
+    return Group(*unflatten(factors), memory)
 
 
 def pack_folds(folds: Iterable[Fold]) -> dict[str, Tensor]:
@@ -59,9 +75,12 @@ def unpack_folds(arrays: Mapping[str, Tensor]) -> tuple[tuple[Fold, ...], dict[s
 
 
 def weights_digest(state: GlobalState) -> str:
-    """SHA-256 (hex) of what computes: factors, head and folds. Without folds it is the adapter's ``digest``."""
-    arrays, _ = pack(state)
-    return digest_arrays({name: array for name, array in arrays.items() if not name.startswith("memory/")})
+    """SHA-256 (hex) of what computes: factors, head and folds, of all groups. Without folds and groups it is the
+    adapter's ``digest``. What one client has for itself is left out."""
+    arrays, _ = pack(
+        replace(state, memory={}, groups={name: replace(g, memory={}) for name, g in state.groups.items()})
+    )
+    return digest_arrays(arrays)
 
 
 def state_digest(state: GlobalState) -> str:

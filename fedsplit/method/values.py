@@ -33,6 +33,10 @@ class ClientUpdate:
     metrics: Mapping[str, float] = field(default_factory=dict)
     stands_for: int = 1
     sent: Mapping[ModuleKey, frozenset[int]] = field(default_factory=dict)
+    group: str = ""
+    """Whose adapter it belongs to; empty: the one for everybody."""
+    at_server: frozenset[ModuleKey] = frozenset()
+    """Modules that the server trained for it: what of them is its own is kept there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,15 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Group:
+    """What clients of one group share instead of the state's own adapter and head."""
+
+    adapter: Adapter
+    head: Head = field(default_factory=dict)
+    memory: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class GlobalState:
     """Everything the server carries from round to round. The effective weight of a module is
     ``W + sum of its folds + adapter[key]``; a quantised base keeps its folds beside it.
@@ -87,6 +100,15 @@ class GlobalState:
     memory: Mapping[str, Array] = field(default_factory=dict)
     folds: tuple[Fold, ...] = ()
     notes: tuple[str, ...] = ()
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    """By name; a group that never trained has the state's own adapter, which stays the first one beside groups."""
+
+    def of(self, group: str) -> GlobalState:
+        """The state as one group sees it: the same rounds and versions, its own factors."""
+        mine = self.groups.get(group)
+        if mine is None:
+            return replace(self, groups={}) if self.groups else self
+        return replace(self, adapter=mine.adapter, head=mine.head, memory=mine.memory, groups={})
 
     @property
     def patch(self) -> Adapter:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,9 +132,12 @@ class ClientRun:
             return ""
         return found if re.fullmatch(r"[0-9a-f]+", found) else ""
 
-    def save(self, round: int, arrays: Arrays, meta: Mapping[str, Any] | None = None) -> None:
-        """Keep the state after ``round`` (personal arrays, optimiser); returns when it is on the disk."""
-        checkpoints.save(self.path, round, arrays, meta, keep=KEEP)
+    def save(
+        self, round: int, arrays: Arrays, meta: Mapping[str, Any] | None = None, *, best: Iterable[int] = ()
+    ) -> None:
+        """Keep the state after ``round`` (what is the client's own); returns when it is on the disk. Of older rounds
+        the last few stay, and ``best``."""
+        checkpoints.save(self.path, round, arrays, meta, keep=KEEP, best=best)
 
     def load(self, round: int | None = None, *, exact: bool = False) -> Checkpoint | None:
         """The newest good state (up to ``round``), or None; see ``checkpoints.load``."""

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedsplit.errors import Refused
-from fedsplit.lora.adapter import digest, flatten
+from fedsplit.lora.adapter import digest, flatten, here
 from fedsplit.lora.lowrank import Array, LowRank
 from fedsplit.method.parts import Ask
 from fedsplit.method.record import ClientUpdate
 from fedsplit.method.stored import pack, state_digest, unpack
 from fedsplit.testing.rounds import SHAPES, Case, Dense, effective, ideal, products, start, trajectory
-from fedsplit.train.round import for_client, run_round
+from fedsplit.train.round import for_client, own_name, run_round
 from fedsplit.wire.frames import encode
 from fedsplit.wire.messages import Update
 from fedsplit.wire.tensors import WireTensor
@@ -224,14 +224,44 @@ def what_rests_stays(case: Case) -> None:
                 require(new.tobytes() == old.tobytes(), f"{side} of {key} moved in round {before.round}")
 
 
+@law("what a client keeps to itself is merged with nothing", lambda case: bool(case.first.factors.of(0).own))
+def own_factors_are_not_merged(case: Case) -> None:
+    own, at_server, before = case.first.factors.of(0).own, frozenset(KEYS[:2]), start()
+    after = run_round(before, [replace(one, at_server=at_server) for one in case.three()], case.method)
+    for name, tensor in flatten(before.adapter).items():
+        moved = flatten(after.adapter)[name].tobytes() != tensor.tobytes()
+        require(not (moved and name[-1] in own), f"{name} moved, which nobody shares")
+    for one in case.three():
+        there = {name: array for name, array in flatten(here(one.adapter, at_server)).items() if name[-1] in own}
+        kept = {name for name in after.memory if name.startswith(own_name(one.client, ""))}
+        alike(kept, {own_name(one.client, name) for name in there}, f"what is kept of {one.client}")
+        for name, array in there.items():
+            alike(after.memory[own_name(one.client, name)].tobytes(), array.tobytes(), f"{name} of {one.client}")
+
+
+@law("groups do not see each other", lambda case: not case.first.mutates_base)
+def groups_do_not_see_each_other(case: Case) -> None:
+    ann, bob, cyd = case.three()
+    pair = [replace(ann, group="x/y"), replace(bob, group="x/y")]
+    after = run_round(start(), [*pair, replace(cyd, group="z")], case.method)
+    alone = run_round(start(), [ann, bob], case.method)
+    alike(state_digest(after.of("x/y")), state_digest(alone), "a group beside another one")
+    alike(digest(after.adapter, after.head), digest(start().adapter, start().head), "the adapter beside the groups")
+    again = run_round(after, [replace(one, base_version=after.base_version) for one in pair], case.method)
+    require(again.groups["z"] == after.groups["z"], "a group that nobody trained changed")
+    alike(state_digest(unpack(*pack(again))), state_digest(again), "groups that were saved")
+
+
 @law("bytes on the wire are those of the formula", lambda case: case.first.mask.name == "dense")
 def bytes_are_those_of_the_formula(case: Case) -> None:
     state = run_round(start(), case.three(), case.first)
     for key, (m, n, r) in SHAPES.items():
         ask = Ask(round=1, client="ann", seed=0, layers=2, rank=r)
-        sent = flatten({key: for_client(state, case.first, ask=ask)[key]})
+        factors = case.first.factors.of(0)
+        given = flatten({key: for_client(state, case.first, ask=ask)[key]})
+        sent = {name: tensor for name, tensor in given.items() if name[-1] in factors.common}
         trained = flatten({key: case.three()[0].adapter[key]})
-        shared = {name: tensor for name, tensor in trained.items() if name[-1] not in case.resting()}
+        shared = {name: tensor for name, tensor in trained.items() if name[-1] in factors.shares}
         down = case.first.traffic(m, n, case.first.ranks.of(ask, key)).down
         alike(wire_bytes(sent), 4 * down, f"bytes of {key} down")
         alike(wire_bytes(shared), 4 * case.first.traffic(m, n, r).up, f"bytes of {key} up")

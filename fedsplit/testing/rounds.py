@@ -44,8 +44,9 @@ class Case:
 
     @property
     def replaces(self) -> bool:
-        """The merged tensor is the next one: laws about a single client hold as they stand."""
-        return not self.first.server_opt.entrywise
+        """The merged tensor is the next one, and nothing stays with a client: laws about a single client hold as they
+        stand."""
+        return not (self.first.server_opt.entrywise or self.first.factors.of(0).own)
 
     def resting(self, round: int = 0) -> frozenset[Side]:
         """The factors that no client trains in that round."""

@@ -23,7 +23,8 @@ from fedsplit.config.run import RunFile, Task
 from fedsplit.errors import ConfigError, Problem
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import LowRank
-from fedsplit.method.record import GlobalState
+from fedsplit.method.of_run import method_of
+from fedsplit.method.record import GlobalState, every
 from fedsplit.method.values import whole
 from fedsplit.split.base import Base, open_base
 from fedsplit.split.lora import key_of, save_peft
@@ -64,10 +65,13 @@ def model_folder(path: str) -> str:
     return str(shipped.path(path)) if path in shipped.NAMES else path
 
 
-def of_run(folder: Path, round: int | None = None) -> tuple[RunFile, GlobalState, dict[str, float | None]]:
+def of_run(
+    folder: Path, round: int | None = None, group: str = ""
+) -> tuple[RunFile, GlobalState, dict[str, float | None]]:
     """Run file, state and metrics of a run's best checkpoint (by validation; ``round`` asks for another).
 
-    :raises ConfigError: the folder holds no run, or nothing was committed yet.
+    :raises ConfigError: the folder holds no run, or nothing was committed yet; clients have factors of their own that
+        are not here; there are groups, and ``group`` is none of them.
     """
     here = RunDir(folder)
     newest = here.load() if here.run_toml.is_file() else None
@@ -79,17 +83,30 @@ def of_run(folder: Path, round: int | None = None) -> tuple[RunFile, GlobalState
     if kept is None:
         raise ConfigError([Problem("--round", str(chosen), "a round whose checkpoint was kept, or leave it out")])
     run = loads(here.run_toml.read_text("utf-8"), str(here.run_toml))
-    return run, state_of(kept), dict(newest.meta["best_metrics"])
+    return run, _one(run, state_of(kept), group), dict(newest.meta["best_metrics"])
 
 
-def export(folder: Path, out: Path, round: int | None = None) -> Card:
+def _one(run: RunFile, state: GlobalState, group: str) -> GlobalState:
+    """The state that has the asked adapter as its own."""
+    if any(phase.personal.name != "none" for phase in every(method_of(run))):
+        fix = "on a device that holds all layers, export the folder that fedsplit join names at its end"
+        found = f"a run of {run.method.name}, in which every client has its own half of the adapter"
+        raise ConfigError([Problem(str(run.run.dir or run.run.name), found, "a run with one adapter for all", fix)])
+    if group not in (state.groups or [""]):
+        expected = f"one of {', '.join(state.groups)}" if state.groups else "none: this run has one adapter for all"
+        raise ConfigError([Problem("--group", group or "none", expected)])
+    return state.of(group)
+
+
+def export(folder: Path, out: Path, round: int | None = None, group: str = "") -> Card:
     """Write the run's adapter as a peft folder, loadable by ``peft.PeftModel.from_pretrained`` on the untouched base.
 
-    What rounds have folded into the base is in it: modules then have a higher rank than those that trained.
+    What rounds have folded into the base is in it: modules then have a higher rank than those that trained. ``group``:
+    whose adapter, where every group has one.
 
     :raises ConfigError: as ``of_run``; or ``out`` holds something else.
     """
-    run, state, metrics = of_run(folder, round)
+    run, state, metrics = of_run(folder, round, group)
     if out.exists() and any(out.iterdir()) and not (out / "adapter_config.json").is_file():
         raise ConfigError([Problem(str(out), "a folder with other files", "a new folder, or one with an adapter")])
     base = open_base(model_folder(run.model.path))

@@ -19,11 +19,11 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from fedsplit.errors import ConfigError, Problem, Refused
-from fedsplit.lora.adapter import Adapter, Head, ModuleKey, flatten, select
+from fedsplit.lora.adapter import Adapter, Head, ModuleKey, flatten, here, select, unflatten
 from fedsplit.lora.lowrank import Array, LowRank
 from fedsplit.method.merge import weighted_sum
 from fedsplit.method.parts import Ask, RankRule
-from fedsplit.method.record import SERVER, ClientUpdate, Fold, GlobalState, Memory, Merged, Method, Phases
+from fedsplit.method.record import SERVER, ClientUpdate, Fold, GlobalState, Group, Memory, Merged, Method, Phases
 from fedsplit.seeds import generator
 
 HeadPolicy = Literal["fedavg", "frozen", "local"]
@@ -40,7 +40,8 @@ def run_round(
     head_policy: HeadPolicy = "fedavg",
     seed: int = 0,
 ) -> GlobalState:
-    """The state after the round that ``state.round`` counts. ``seed``: the run's, for methods that draw.
+    """The state after the round that ``state.round`` counts. ``seed``: the run's, for methods that draw. Updates that
+    name a group are merged among themselves, into the adapter of that group.
 
     Updates without examples and updates that hold a non-finite number are left out, the latter with a note in the
     result. Where nothing is left, or where merging leaves the finite numbers, the state comes back as it was, round
@@ -50,6 +51,39 @@ def run_round(
     Raises Refused on an update that does not belong to this state (see ``refuse_stranger``) and on two with one name;
     IncompatibleParts where the merge cannot combine the ranks that came.
     """
+    arrived = sorted(updates, key=lambda update: update.client)
+    _refuse_twins(arrived)
+    if not any(update.group for update in arrived):
+        return _round(state, arrived, method, head_policy, seed)
+    return _by_group(state, arrived, method, head_policy, seed)
+
+
+def _by_group(
+    state: GlobalState, arrived: Sequence[ClientUpdate], method: Method | Phases, head_policy: HeadPolicy, seed: int
+) -> GlobalState:
+    """Every group is a run of its own beside the same base; one that nobody trained keeps what it has."""
+    groups, notes, moved = dict(state.groups), [], False
+    for name in sorted({update.group for update in arrived}):
+        before = state.of(name)
+        members = [update for update in arrived if update.group == name]
+        after = _round(before, members, method, head_policy, seed)
+        notes += [f"group {name}: {note}" for note in after.notes]
+        if after.round > before.round:
+            groups[name], moved = Group(after.adapter, after.head, after.memory), True
+    count = int(moved)
+    return replace(
+        state,
+        round=state.round + count,
+        adapter_version=state.adapter_version + count,
+        groups=dict(sorted(groups.items())),
+        notes=tuple(notes),
+    )
+
+
+def _round(
+    state: GlobalState, updates: Iterable[ClientUpdate], method: Method | Phases, head_policy: HeadPolicy, seed: int
+) -> GlobalState:
+    """One adapter's round, see ``run_round``."""
     rule = method.at(state.round)
     arrivals, notes = _arrivals(state, updates)
     weighted = _weighted(arrivals, rule) if arrivals else []
@@ -138,14 +172,16 @@ def _fitted(rule: RankRule, part: LowRank, rank: int, key: ModuleKey, ask: Ask) 
 # ---- who counts ------------------------------------------------------------------------------------------------------
 
 
-def _arrivals(state: GlobalState, updates: Iterable[ClientUpdate]) -> tuple[list[ClientUpdate], tuple[str, ...]]:
-    """Updates that count, by client name, and notes on those that hold non-finite numbers."""
-    ordered = sorted(updates, key=lambda update: update.client)
+def _refuse_twins(ordered: Sequence[ClientUpdate]) -> None:
     for before, update in itertools.pairwise(ordered):
         if before.client == update.client:
             raise Refused(f"two updates of {update.client} in one round: expected one a client")
+
+
+def _arrivals(state: GlobalState, updates: Iterable[ClientUpdate]) -> tuple[list[ClientUpdate], tuple[str, ...]]:
+    """Updates that count, in their order, and notes on those that hold non-finite numbers."""
     kept, notes = [], []
-    for update in ordered:
+    for update in updates:
         refuse_stranger(state, update)
         if broken := _first_broken(update.adapter, update.head):
             notes.append(f"left out {update.client}: {broken} is not finite")
@@ -194,6 +230,7 @@ def _merged(state: GlobalState, weighted: Weighted, rule: Method, head_policy: H
         memory.update({f"{key}/merge/{name}": array for name, array in result.memory.items()})
         adapter[key] = _next_factors(state, key, result, rule, seed, memory)
     head = _next_head(state, weighted, rule, memory) if head_policy == "fedavg" else state.head
+    memory |= _own(weighted, rule.factors.of(state.round).own)
     folds = _next_folds(state, merged)
     return GlobalState(
         round=state.round + 1,
@@ -230,12 +267,12 @@ def _next_factors(
 ) -> LowRank:
     """Server opt on A and B, then the start of the next round, then one rounding to the state's dtype.
 
-    A factor that rested is what it was, whatever averaging equal copies of it gave in the last bit.
+    A factor that rested, or that every client has for itself, is what it was, whatever averaging gave.
     """
-    before, after, trains = state.adapter[key].astype("float64"), merged.adapter, rule.factors.of(state.round).trains
-    if rule.server_opt.entrywise or len(trains) < 2:
-        b = _stepped(before.B_MR, after.B_MR, rule, memory, f"{key}/B/") if "B" in trains else before.B_MR
-        a = _stepped(before.A_RN, after.A_RN, rule, memory, f"{key}/A/") if "A" in trains else before.A_RN
+    before, after, shares = state.adapter[key].astype("float64"), merged.adapter, rule.factors.of(state.round).shares
+    if rule.server_opt.entrywise or len(shares) < 2:
+        b = _stepped(before.B_MR, after.B_MR, rule, memory, f"{key}/B/") if "B" in shares else before.B_MR
+        a = _stepped(before.A_RN, after.A_RN, rule, memory, f"{key}/A/") if "A" in shares else before.A_RN
         after = LowRank(b, a)
     else:  # what an optimiser of an earlier phase remembered is about factors that are gone
         for side in ("A", "B"):
@@ -275,6 +312,33 @@ def _next_head(state: GlobalState, weighted: Weighted, rule: Method, memory: dic
     return head
 
 
+# ---- what each client has for itself ---------------------------------------------------------------------------------
+
+
+def own_name(client: str, name: str) -> str:
+    """Where the state remembers a client's own factor; ``name``: its flat name."""
+    return f"own/{client}/{name}"
+
+
+def _own(weighted: Weighted, sides: Collection[str]) -> dict[str, Array]:
+    """Factors that the server trained for one client each. They are kept as they came and merged with nothing."""
+    return {
+        own_name(update.client, name): tensor
+        for update, _ in weighted
+        for name, tensor in flatten(here(update.adapter, update.at_server)).items()
+        if name[-1] in sides
+    }
+
+
+def with_own(state: GlobalState, client: str, adapter: Adapter) -> dict[ModuleKey, LowRank]:
+    """``adapter`` with the factors that the state remembers as this client's, where they have its shapes."""
+    found = {}
+    for name, tensor in flatten(adapter).items():
+        mine = state.memory.get(own_name(client, name))
+        found[name] = mine if mine is not None and tuple(mine.shape) == tuple(tensor.shape) else tensor
+    return unflatten(found)[0]
+
+
 # ---- memory by flat name ---------------------------------------------------------------------------------------------
 
 
@@ -287,4 +351,4 @@ def _forget(memory: dict[str, Array], prefix: str) -> None:
         del memory[name]
 
 
-__all__ = ["SERVER", "Cuts", "HeadPolicy", "for_client", "refuse_stranger", "run_round"]
+__all__ = ["SERVER", "Cuts", "HeadPolicy", "for_client", "own_name", "refuse_stranger", "run_round", "with_own"]

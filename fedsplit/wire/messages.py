@@ -98,6 +98,8 @@ class Hello(Message, tag="hello", frozen=True, kw_only=True):
     """What the device computes with: ``torch`` wants the base's weights, ``edge`` the plan's part as ONNX graphs."""
     profile: DeviceProfile | None = None
     data: DataSummary | None = None
+    tag: Annotated[str, Meta(max_length=64)] = ""
+    """What the owner says the data is, for methods with groups (a language, say); empty: nothing."""
 
 
 class Welcome(Message, tag="welcome", frozen=True, kw_only=True):
@@ -171,6 +173,7 @@ class Bye(Message, tag="bye", frozen=True, kw_only=True):
 
 Thinned = tuple[str, Count, Count]
 """A factor's flat name, its rows and its columns."""
+Rows = Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 24)], ...], Meta(max_length=1 << 16)]
 
 
 class Start(Message, tag="start", frozen=True, kw_only=True):
@@ -181,7 +184,12 @@ class Start(Message, tag="start", frozen=True, kw_only=True):
     ``thinned``: factors that come as the entries of a mask, ``sparse/…`` (``fedsplit.lora.sparse``), instead of whole;
     the other entries are zero. ``sends``: how many entries of what changed come back, as a mask of the client's own; 0:
     the factors whole. ``easiest``: the share of its batches that the client trains on, easiest first; 0: all, in any
-    order."""
+    order.
+
+
+    ``rows``: Bs do not travel, each client has its own; how many rows each has, in the order of the As' names, since
+    nothing else says so. ``best``: the round whose state the end may be about; what a client has for itself of that
+    round is kept."""
 
     round: Count
     era: Count
@@ -194,6 +202,8 @@ class Start(Message, tag="start", frozen=True, kw_only=True):
     thinned: tuple[Thinned, ...] = ()
     sends: Count = 0
     easiest: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    rows: Rows = ()
+    best: Count = 0
 
 
 class Cost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -233,6 +243,7 @@ class Evaluate(Message, tag="evaluate", frozen=True, kw_only=True):
     phase: str
     base_version: Count = 0
     since: Count = 0
+    rows: Rows = ()
 
 
 class Report(Message, tag="report", frozen=True, kw_only=True):
@@ -253,6 +264,7 @@ class Finish(Message, tag="finish", frozen=True, kw_only=True):
     metrics: dict[str, float]
     base_version: Count = 0
     since: Count = 0
+    rows: Rows = ()
 
 
 # ---- the split step ------------------------------------------------------------------------------------------------

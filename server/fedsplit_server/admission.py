@@ -49,12 +49,19 @@ def public(run: RunFile, client: str) -> RunFile:
     )
 
 
+def _tag(run: RunFile, client: str) -> str:
+    """What the operator says that this client's data is."""
+    return next((one.tag for one in run.clients if one.name == client), "")
+
+
 def impossible(hello: Hello) -> str:
     """What no device can truthfully say: the planner is only asked about values that can be."""
     if hello.backend not in (TORCH, EDGE):
         return f"found backend {hello.backend!r}, expected {TORCH} or {EDGE}"
     if hello.topology not in ("", *Topology):
         return f"found topology {hello.topology!r}, expected one of {', '.join(Topology)}"
+    if hello.tag and not NAME.fullmatch(hello.tag):
+        return f"found tag {hello.tag!r}, expected {RULE}"
     data = hello.data
     if data is not None and not (math.isfinite(data.tokens_mean) and data.tokens_mean >= 0):
         return f"found tokens_mean = {data.tokens_mean}, expected a number, 0 or more"
@@ -109,7 +116,7 @@ class Admission:
             return Refuse(code="server", reason=str(error), fix="tell the operator")
         self._waiting.pop(hello.client, None)
         member = Member(hello.client, identity, public_key, profile, plan, data, now, hello.topology)
-        member.backend = hello.backend
+        member.backend, member.tag = hello.backend, hello.tag or _tag(self._run, hello.client)
         self._roster.put(member)
         return welcome
 

@@ -344,6 +344,7 @@ class Course:
             phase=phase,
             expected=tuple(member.name for member in members),
             deadline_s=now + self._run.rounds.deadline_s,
+            groups={member.name: self._letters.group(member) for member in members},
         )
         self.phase, self._since = Phase.MEASURE, now
         if not members:
@@ -368,7 +369,9 @@ class Course:
             case Phase.DONE:
                 out = self._letters.finish(member, self.reason, *self._rules.best())
             case Phase.TRAIN if opened is not None and member.name in opened.missing():
-                out = self._letters.start(member, self._opened(), opened.eras[member.name], state)
+                out = self._letters.start(
+                    member, self._opened(), opened.eras[member.name], state, self._rules.best_round
+                )
             case Phase.MOVE if member.offered is not None:
                 try:
                     out = self._moving.offer(member)

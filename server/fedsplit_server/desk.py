@@ -156,7 +156,8 @@ class Desk:
         if not split or self._copies.shared:
             return update
         adapter, head = self._copies.collect(name)
-        return replace(update, adapter={**update.adapter, **adapter}, head={**update.head, **head})
+        whole, there = {**update.adapter, **adapter}, frozenset(adapter)
+        return replace(update, adapter=whole, head={**update.head, **head}, at_server=there)
 
     def common(self) -> list[ClientUpdate]:
         """The shared copy as an update of its own; none where every client has its own, or nobody moved it."""

@@ -94,13 +94,14 @@ class Host:
             num_layers=parts.base.num_layers,
             shared=run.server.shared,
             rounds=run.train.rounds,
+            tag_of=self.roster.tag,
         )
         letters = Letters(portions, head_modules, heads_return=run.model.head == "fedavg")
         planning = Planning(run, parts.base, parts.server, self.roster.beside)
         giving = Giving(keeper.method, run) if run.plan.layers == "rooms" else None
         admission = _admission(parts, self.roster, portions, parts.planner or planning, giving)
         replanner = parts.replanner or giving
-        if replanner is None and parts.planner is None and replans(run):
+        if replanner is None and parts.planner is None and replans(run, keeper.method):
             replanner = Replanning(planning, lambda plan: portions.ranked(plan, keeper.state))
         self._moving = Moving(replanner, admission.welcome, keeper.planned, self._tell)
         self._muster = Muster(planning.uncovered, self._tell)

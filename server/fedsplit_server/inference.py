@@ -9,6 +9,7 @@ from fedsplit.config.run import ModelSection
 from fedsplit.errors import InternalError
 from fedsplit.exchange.coded import encoded
 from fedsplit.lora.adapter import Adapter, ModuleKey
+from fedsplit.lora.lowrank import LowRank
 from fedsplit.method.record import GlobalState
 from fedsplit.split.engine import Engine, ForwardJob
 from fedsplit.split.lora import keys, write, write_patch
@@ -29,7 +30,7 @@ class Inference:
         self._engine, self._model, self._task = engine, model, model.task
         self._state: GlobalState | None = None
         self._head: dict[str, Tensor] = {}
-        self._leaves: dict[tuple[ModuleKey, int], dict[str, Tensor]] = {}
+        self._leaves: dict[tuple[ModuleKey, int], tuple[LowRank, dict[str, Tensor]]] = {}
 
     @property
     def state(self) -> GlobalState:
@@ -80,14 +81,15 @@ class Inference:
         return Out(name, reply, tensors if logits is None else {**tensors, "logits": to_wire(logits.float())})
 
     def _params(self, factors: Adapter) -> dict[str, Tensor]:
-        """A client's factors beside the head; clients of equal ranks share their tensors."""
-        missing = {key: part for key, part in factors.items() if (key, part.rank) not in self._leaves}
+        """A client's factors beside the head; clients that are given the same ones share their tensors."""
+        missing = {key: part for key, part in factors.items() if (key, id(part)) not in self._leaves}
         if missing:
             leaves = write(missing, {}, self._engine.segment)
             names = keys(self._engine.segment)
             for key, part in missing.items():
-                self._leaves[key, part.rank] = {name: leaves[name] for name in names.get(key, ())}
+                # The part is kept as well, so that no other one gets its id.
+                self._leaves[key, id(part)] = part, {name: leaves[name] for name in names.get(key, ())}
         params = dict(self._head)
         for key, part in factors.items():
-            params |= self._leaves[key, part.rank]
+            params |= self._leaves[key, id(part)][1]
         return params

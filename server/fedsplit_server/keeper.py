@@ -101,6 +101,8 @@ class Keeper:
         """Combine the clients' numbers and keep the best state by validation."""
         combined = combine(measured.reports)
         metrics = combined.flat()
+        for group, reports in measured.by_group().items():
+            metrics |= {f"{group}/{name}": value for name, value in combine(reports).flat().items()}
         if self._validate is not None:
             own = self._validate(self.state)
             metrics |= {f"server_{name}": value for name, value in own.items()}
@@ -109,6 +111,11 @@ class Keeper:
         self._journal.metric(measured.round, measured.phase, metrics, examples=combined.examples)
         self._emit(Measured(round=measured.round, phase=measured.phase, metrics=metrics))
         self._select(measured, metrics)
+
+    @property
+    def best_round(self) -> int:
+        """The round that validation has chosen so far; 0: none."""
+        return self._selection.best_round or 0
 
     def best(self) -> tuple[GlobalState, dict[str, float]]:
         """The state that validation chose, else the last one."""

@@ -33,10 +33,10 @@ class Letters:
         self._portions, self._head_modules = portions, frozenset(head_modules)
         self._heads_return = heads_return
 
-    def start(self, member: Member, opened: Opened, era: int, state: GlobalState) -> Out:
-        """The round begins (again) for this client."""
+    def start(self, member: Member, opened: Opened, era: int, state: GlobalState, best: int = 0) -> Out:
+        """The round begins (again) for this client. ``best``: the round whose state may be asked for at the end."""
         steps, mask = member.plan.steps or opened.steps, self._portions.mask(state)
-        thinned, factors = thinning.downward(mask, flatten(self._held(member, state)))
+        thinned, factors = thinning.downward(mask, self._given(member, state))
         message = Start(
             round=opened.round,
             era=era,
@@ -49,30 +49,37 @@ class Letters:
             thinned=thinned,
             sends=thinning.sends(mask, self._learning(member, state)),
             easiest=self._portions.easiest(state),
+            rows=self._rows(member, state),
+            best=best,
         )
         return Out(member.name, message, _wired(factors | self._beside(member, state)))
 
     def evaluate(self, member: Member, measure: OpenMeasure, state: GlobalState) -> Out:
         version, since = state.base_version, member.base_version
-        message = Evaluate(round=measure.round, phase=measure.phase, base_version=version, since=since)
+        rows = self._rows(member, state)
+        message = Evaluate(round=measure.round, phase=measure.phase, base_version=version, since=since, rows=rows)
         return Out(member.name, message, self.factors(member, state))
 
     def finish(self, member: Member, reason: str, state: GlobalState, metrics: dict[str, float]) -> Out:
         version, since = state.base_version, member.base_version
-        message = Finish(round=state.round, reason=reason, metrics=metrics, base_version=version, since=since)
+        rows = self._rows(member, state)
+        message = Finish(
+            round=state.round, reason=reason, metrics=metrics, base_version=version, since=since, rows=rows
+        )
         return Out(member.name, message, self.factors(member, state))
 
     def factors(self, member: Member, state: GlobalState) -> dict[str, WireTensor]:
-        """The factors of what the client holds, trained there or not, the head where it holds that, and the folds of
-        its modules that it is not known to have."""
-        return _wired(flatten(self._held(member, state)) | self._beside(member, state))
+        """The factors of what the client holds, trained there or not, but not those that it has for itself; the head
+        where it holds that, and the folds of its modules that it is not known to have."""
+        return _wired(self._given(member, state) | self._beside(member, state))
 
     def _beside(self, member: Member, state: GlobalState) -> dict[str, Tensor]:
         """The head and the folds among ``factors``."""
         held = self._held(member, state) if state.folds else {}
         missing = [fold for fold in state.folds if fold.version > member.base_version]
         folds = pack_folds([Fold(fold.version, here(fold.patch, held)) for fold in missing])
-        return flatten({}, state.head if member.holds_head else {}) | folds
+        head = self._portions.view(member.name, state).head
+        return flatten({}, head if member.holds_head else {}) | folds
 
     def due(self, member: Member, state: GlobalState) -> thinning.Wanted:
         """Dtypes and shapes of the tensors that come back: what the client trains, or the entries of its mask."""
@@ -111,8 +118,24 @@ class Letters:
         # What rests did not come: it is what the client was given.
         adapter, head = unflatten(flatten(self._trained(member, state)) | learnt | heads)
         return ClientUpdate(
-            client=member.name, examples=update.examples, base_version=update.base_version, adapter=adapter, head=head
+            client=member.name,
+            examples=update.examples,
+            base_version=update.base_version,
+            adapter=adapter,
+            head=head,
+            group=self._portions.group(member.name),
         )
+
+    def group(self, member: Member) -> str:
+        """The group whose adapter this client trains; empty: the one for everybody."""
+        return self._portions.group(member.name)
+
+    def _rows(self, member: Member, state: GlobalState) -> tuple[int, ...]:
+        """Of the Bs that the client has for itself, in the order of the As' names."""
+        if self._portions.comes_down(state) != "A":
+            return ()
+        arrays = flatten(self._held(member, state))
+        return tuple(arrays[f"{name[:-1]}B"].shape[0] for name in sorted(arrays) if name.endswith("/A"))
 
     def seat(self, member: Member, state: GlobalState, era: int = 0) -> Seat:
         """What the desk must know of a client whose body is here. ``era``: its attempt at the open round.
@@ -135,8 +158,12 @@ class Letters:
         return self._portions.trains(state)
 
     def _learning(self, member: Member, state: GlobalState) -> dict[str, Tensor]:
-        """The factors of those that learn in this round."""
-        return sides(self._trained(member, state), self._portions.trains(state))
+        """The factors of those that learn in this round and come back."""
+        return sides(self._trained(member, state), self._portions.goes_up(state))
+
+    def _given(self, member: Member, state: GlobalState) -> dict[str, Tensor]:
+        """The factors that go to a client."""
+        return sides(self._held(member, state), self._portions.comes_down(state))
 
     def _trained(self, member: Member, state: GlobalState) -> dict[ModuleKey, LowRank]:
         """What the client was given of the layers that its plan trains."""

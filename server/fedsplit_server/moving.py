@@ -14,6 +14,7 @@ from fedsplit.config.run import RunFile
 from fedsplit.devices.units import duration
 from fedsplit.errors import FedsplitError
 from fedsplit.events import Emit, Moved, Note
+from fedsplit.method.record import Method, Phases, every
 from fedsplit.plan.measured import Step
 from fedsplit.plan.options import describe
 from fedsplit.plan.replan import Replanned
@@ -145,10 +146,11 @@ class Moving:
         self._broken = "" if found.moves else found.broken
 
 
-def replans(run: RunFile) -> bool:
+def replans(run: RunFile, method: Method | Phases | None = None) -> bool:
     """Whether plans may change during this run. With a shared copy the cut decides which factors are shared, so
-    another cut would be another training."""
-    return run.plan.replan and not run.server.shared
+    another cut would be another training. What a client has for itself stays where it was trained, so there, too."""
+    own = method is not None and any(phase.personal.name != "none" for phase in every(method))
+    return run.plan.replan and not run.server.shared and not own
 
 
 def gain(found: Replanned) -> str:

@@ -6,37 +6,58 @@ is kept by module and rank until the state changes: most clients share their ran
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 
 import msgspec
 
 from fedsplit.lora.adapter import ModuleKey, Sides
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.lora.sparse import kept, nbytes
+from fedsplit.method import stock
 from fedsplit.method.curriculum import share
-from fedsplit.method.parts import Ask, Mask
+from fedsplit.method.languages import family_of
+from fedsplit.method.parts import Ask, Mask, in_one_word
 from fedsplit.method.record import SERVER, GlobalState, Method, Phases
 from fedsplit.plan.types import ClientPlan
-from fedsplit.train.round import Cuts, for_client
+from fedsplit.train.round import Cuts, for_client, with_own
+
+
+@dataclass
+class _Seen:
+    """One state as groups see it, what was cut of it by group, and what clients have for themselves."""
+
+    state: GlobalState
+    views: dict[str, GlobalState] = field(default_factory=dict)
+    cuts: dict[str, Cuts] = field(default_factory=dict)
+    own: dict[str, dict[ModuleKey, LowRank]] = field(default_factory=dict)
 
 
 class Portions:
     """``rank``: the run file's, for modules outside the layers and for a copy that all clients share (``shared``).
-    ``rounds``: the run's."""
+    ``rounds``: the run's. ``tag_of``: what a client says its data is."""
 
     def __init__(
-        self, method: Method | Phases, *, rank: int, seed: int, num_layers: int, shared: bool = False, rounds: int = 1
+        self,
+        method: Method | Phases,
+        *,
+        rank: int,
+        seed: int,
+        num_layers: int,
+        shared: bool = False,
+        rounds: int = 1,
+        tag_of: Callable[[str], str] = lambda client: "",
     ) -> None:
         self._method, self._rank, self._seed, self._num_layers = method, rank, seed, num_layers
-        self._shared, self._rounds = shared, rounds
-        self._state: GlobalState | None = None
-        self._cuts: Cuts = {}
+        self._shared, self._rounds, self._tag_of = shared, rounds, tag_of
+        self._last: _Seen | None = None
 
     def of(self, plan: ClientPlan, state: GlobalState, layers: Collection[int]) -> dict[ModuleKey, LowRank]:
         """The factors of ``layers`` (-1: those outside the layers) as the client of ``plan`` works with them. What the
-        server holds for all alike has the rank of that copy."""
+        server holds for all alike has the rank of that copy, what the server keeps for this client alone is its own."""
         alike = {layer.layer for layer in plan.layers if layer.place == "server"} if self._shared else set()
         ranks = {layer.layer: layer.rank for layer in plan.layers if layer.rank}
+        seen, group, view = self._seen(state), self.group(plan.client), self.view(plan.client, state)
         groups: dict[tuple[str, int], set[int]] = {}
         for layer in layers:
             whose = (SERVER, self._rank) if layer in alike else (plan.client, ranks.get(layer, self._rank))
@@ -44,13 +65,35 @@ class Portions:
         found: dict[ModuleKey, LowRank] = {}
         for (client, rank), some in groups.items():
             ask = self._ask(client, rank, state.round)
-            found |= for_client(state, self._method, layers=some, ask=ask, cuts=self._known(state))
+            found |= for_client(view, self._method, layers=some, ask=ask, cuts=seen.cuts.setdefault(group, {}))
+        if self._method.at(state.round).factors.of(state.round).own:
+            found = self._with_own(plan.client, found, seen, view)
         return dict(sorted(found.items()))
 
     def common(self, state: GlobalState) -> dict[ModuleKey, LowRank]:
         """What a copy of all clients starts from: every module, at the run file's rank."""
         ask = self._ask(SERVER, self._rank, state.round)
-        return for_client(state, self._method, ask=ask, cuts=self._known(state))
+        return for_client(state, self._method, ask=ask, cuts=self._seen(state).cuts.setdefault("", {}))
+
+    def group(self, client: str) -> str:
+        """The group whose adapter this client trains; empty: the one for everybody."""
+        groups = self._method.at(0).groups
+        return "" if groups.name == stock.one.name else groups.of(self._ask(client, self._rank, 0))[0]
+
+    def view(self, client: str, state: GlobalState) -> GlobalState:
+        """The state as this client's group sees it."""
+        seen, group = self._seen(state), self.group(client)
+        if group not in seen.views:
+            seen.views[group] = state.of(group)
+        return seen.views[group]
+
+    def comes_down(self, state: GlobalState) -> Sides:
+        """The factors that clients do not have for themselves."""
+        return in_one_word(self._method.at(state.round).factors.of(state.round).common)
+
+    def goes_up(self, state: GlobalState) -> Sides:
+        """The factors that come back."""
+        return in_one_word(self._method.at(state.round).factors.of(state.round).shares)
 
     def trains(self, state: GlobalState) -> Sides:
         """The factors that learn in the round that ``state`` counts."""
@@ -90,12 +133,23 @@ class Portions:
         return msgspec.structs.replace(plan, estimate=thinner)
 
     def _ask(self, client: str, rank: int, round: int) -> Ask:
-        return Ask(round=round, client=client, seed=self._seed, layers=self._num_layers, rank=rank)
+        tag = self._tag_of(client)
+        tags = {"tag": tag, "family": family_of(tag)} if tag else {}
+        return Ask(round=round, client=client, seed=self._seed, layers=self._num_layers, rank=rank, tags=tags)
 
-    def _known(self, state: GlobalState) -> Cuts:
-        if self._state is not state:
-            self._state, self._cuts = state, {}
-        return self._cuts
+    def _with_own(
+        self, client: str, adapter: dict[ModuleKey, LowRank], seen: _Seen, view: GlobalState
+    ) -> dict[ModuleKey, LowRank]:
+        """The same objects as long as the state is the same: who answers with them keeps their tensors."""
+        known = seen.own.setdefault(client, {})
+        missing = {key: part for key, part in adapter.items() if key not in known or known[key].rank != part.rank}
+        known |= with_own(view, client, missing)
+        return {key: known[key] for key in adapter}
+
+    def _seen(self, state: GlobalState) -> _Seen:
+        if self._last is None or self._last.state is not state:
+            self._last = _Seen(state)
+        return self._last
 
 
 def _saved(parts: Iterable[LowRank], share: float) -> int:

@@ -21,7 +21,7 @@ class Member:
     is waited for. ``dropped_out``: it took part and left, for good or a while. ``written_s``: when it was last told
     what to do. ``insists``: on this topology, its owner. ``agreed``: the plan that its owner agreed to, or a later
     hello got. ``offered``: a new plan that it has not answered yet, though told so ``offers`` times. ``backend``: what
-    it computes with, a Hello's.
+    it computes with, a Hello's. ``tag``: what its data is, a Hello's or the run file's.
     ``base_version``: of the base that it is known to have, for the layers of its plan.
     """
 
@@ -42,6 +42,7 @@ class Member:
     offered: ClientPlan | None = None
     offers: int = 0
     backend: str = "torch"
+    tag: str = ""
     base_version: int = 0
     session: Session = field(default_factory=lambda: Session(Role.SERVER))
     agreed: ClientPlan = field(init=False)
@@ -91,6 +92,11 @@ class Roster:
     def is_here(self, name: str) -> bool:
         member = self.get(name)
         return member is not None and member.here
+
+    def tag(self, name: str) -> str:
+        """What a client says its data is; empty for a stranger."""
+        member = self.get(name)
+        return member.tag if member is not None else ""
 
     def knows_key(self, public_key: str) -> bool:
         return any(member.public_key == public_key for member in self._by_name.values())

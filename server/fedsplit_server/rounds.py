@@ -48,13 +48,23 @@ def drawn(names: Sequence[str], run: RunFile, round: int) -> tuple[str, ...]:
 
 @dataclass
 class OpenMeasure:
-    """Clients measure the global adapter on their own test rows; ``reports`` maps to (metrics, examples)."""
+    """Clients measure the adapter of their group on their own test rows; ``reports`` maps to (metrics, examples)."""
 
     round: int
     phase: str
     expected: tuple[str, ...]
     deadline_s: float
     reports: dict[str, tuple[Mapping[str, float], int]] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """By client; empty names where there is one adapter for everybody."""
+
+    def by_group(self) -> dict[str, dict[str, tuple[Mapping[str, float], int]]]:
+        """The reports of every group that has a name."""
+        found: dict[str, dict[str, tuple[Mapping[str, float], int]]] = {}
+        for name, report in sorted(self.reports.items()):
+            if group := self.groups.get(name, ""):
+                found.setdefault(group, {})[name] = report
+        return dict(sorted(found.items()))
 
     def missing(self) -> tuple[str, ...]:
         return tuple(name for name in self.expected if name not in self.reports)

@@ -26,6 +26,11 @@ class Rules(Protocol):
         """Why there is nothing left to train; empty: there is."""
         ...
 
+    @property
+    def best_round(self) -> int:
+        """The round that validation has chosen so far; 0: none."""
+        ...
+
     def check(self, update: ClientUpdate) -> None:
         """:raises Refused: the update does not belong to this state."""
         ...

@@ -12,7 +12,7 @@ import pytest
 from fedsplit.errors import IncompatibleParts
 from fedsplit.lora import LowRank, ModuleKey
 from fedsplit.method import Ask, Memory, Merged, Method, check, mean, merge_rule, phases, stock
-from fedsplit.method.parts import Codec, FactorRule, Factors, Groups, LayerChoice, LayerRule, Mask, Personal, Start
+from fedsplit.method.parts import Codec, FactorRule, Factors, Groups, LayerChoice, LayerRule, Mask, Start
 from fedsplit.method.ranks import RankRule
 from fedsplit.method.record import SLOTS
 from fedsplit.method.registry import cards
@@ -79,10 +79,6 @@ HARD = {
     "FibecFed": Method(layers=LayerRule("top_scores", half), mask=Mask("neurons", up=0.5)),
     "FedHLT": Method(groups=Groups("tree", lambda ask: ("all", ask.tags["family"]))),
     "FL-TAC": Method(groups=Groups("by_similarity", lambda ask: ("new",), after=lambda updates: ["a"] * len(updates))),
-    "FedSA-LoRA": Method(
-        factors=FactorRule("share_A", lambda round: Factors(frozenset("AB"), frozenset("A"))),
-        personal=Personal("keep_B"),
-    ),
     "wireless split": Method(topology=stock.u, codec=Codec("int8", hidden="int8", gradient="int8")),
 }
 

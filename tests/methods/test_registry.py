@@ -27,6 +27,7 @@ from fedsplit.method.rooms import random_rooms
 from fedsplit.method.server_opt import momentum
 from fedsplit.method.stock import u
 from fedsplit.methods.fedavg import fedavg
+from fedsplit.methods.fedsa_lora import fedsa_lora
 from fedsplit.train.round import run_round
 from tests.methods.cases import start, three
 from tests.reference.fedavg import ideal
@@ -315,6 +316,11 @@ BROKEN = {
     ("probe", "local"): Method(probe=stock.fisher),
     ("local", "topology"): Method(local=stock.curriculum(), probe=stock.fisher),
     ("mask", "factors"): Method(factors=stock.alternate, mask=stock.topk(0.25, 0.25)),
+    ("personal", "factors"): Method(factors=stock.share_A),
+    ("mask", "personal"): fedsa_lora().but(mask=Mask("topk", 0.5, 0.5)),
+    ("groups", "merge"): Method(groups=stock.by_tag, merge=fold_all),
+    ("topology", "personal"): fedsa_lora().but(topology=stock.split("shared-concat")),
+    ("topology", "groups"): Method(groups=stock.by_tag, topology=stock.split("shared-concat")),
 }
 
 
@@ -338,7 +344,7 @@ UNKNOWN = {
     "factors": FactorRule("share_B", lambda round: Factors(frozenset({"A", "B"}), frozenset({"B"}))),
     "start": replace(Method().start, name="reinit"),
     "layers": replace(Method().layers, name="by_value"),
-    "groups": replace(Method().groups, name="by_tag"),
+    "groups": replace(Method().groups, name="by_mood"),
 }
 
 

@@ -18,7 +18,7 @@ PLACES = {"u": 'topology = "u"\ncut = [1, 3]', "w": 'topology = "w"', "v": 'topo
 
 SAID_BY_CLIENTS = {
     "probe": {"number", "invite", "back"},
-    "hello": {"invite", "software", "base", "topology", "backend", "profile", "data"},
+    "hello": {"invite", "software", "base", "topology", "backend", "profile", "data", "tag"},
     "accept": {"base", "data", "keeps"},
     "fetch": {"asset", "offset", "size"},
     "alive": set(),
