@@ -29,7 +29,7 @@ from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, PlanError, Problem
 from fedsplit.method.of_run import method_of
 from fedsplit.method.settled import settled
-from fedsplit.plan.card import ModelCard, card
+from fedsplit.plan.card import ModelCard, card, check_rank
 from fedsplit.plan.codec import with_codecs
 from fedsplit.plan.fleet import balanced
 from fedsplit.plan.question import Question, questions
@@ -170,6 +170,8 @@ def inputs(
     gathered.take("", lambda: method_of(run))
     model = gathered.take("", lambda: model_card(run, run_file.parent))
     devices, host = _machines(run, run_file.parent, fleet, server, gathered)
+    if model is not None:
+        gathered.take("", lambda: check_rank(model, run.lora.targets, run.lora.rank, run.plan.ranks))
     gathered.refuse(str(run_file))
     assert model is not None
     return model, devices, host

@@ -11,7 +11,7 @@ from fedsplit.plan.config_fields import config_problems
 from fedsplit.plan.families import FAMILIES
 from fedsplit.plan.model import ModelCard, lora_params
 
-__all__ = ["ModelCard", "card", "check_targets", "lora_params"]
+__all__ = ["ModelCard", "card", "check_rank", "check_targets", "lora_params"]
 
 
 def card(
@@ -47,3 +47,20 @@ def check_targets(card: ModelCard, targets: Sequence[str]) -> None:
         problems.append(Problem(f"lora.targets[{index}]", repr(target), f"one of {', '.join(names)}", fix))
     if problems:
         raise ConfigError(problems, f"{card.family} model")
+
+
+def check_rank(card: ModelCard, targets: Sequence[str], rank: int, ranks: Sequence[int] = ()) -> None:
+    """Refuse ranks that a module cannot have: B A has at most min(M, N), more components cost and add nothing.
+
+    ``rank``: ``lora.rank``; ``ranks``: ``plan.ranks``. Raises ConfigError with the smallest module.
+    """
+    chosen = [linear for layer in range(card.num_layers) for linear in card.adapted(targets, layer)]
+    if not chosen:
+        return
+    least = min(chosen, key=lambda linear: min(linear.out, linear.inp))
+    largest = min(least.out, least.inp)
+    fix = f"{least.path} is {least.out} x {least.inp}; lower it, or choose other lora.targets"
+    asked = {"lora.rank": rank, **{f"plan.ranks[{index}]": one for index, one in enumerate(ranks)}}
+    wrong = [(path, one) for path, one in asked.items() if one > largest]
+    if wrong:
+        raise ConfigError([Problem(path, str(one), f"at most {largest}", fix) for path, one in wrong])

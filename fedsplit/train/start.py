@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedsplit.config.run import RunFile
 from fedsplit.errors import ConfigError, Problem
 from fedsplit.method.record import GlobalState, Method, Phases, every
@@ -11,7 +13,10 @@ from fedsplit.split.segment import Span, build
 
 
 def first_state(base: Base, run: RunFile) -> GlobalState:
-    """LoRA A as peft draws it, B zero, a classification head as the checkpoint has it or new. Loads no weights."""
+    """LoRA A as peft draws it, B zero, a classification head as the checkpoint has it or new. Loads no weights.
+
+    :raises ConfigError: a rank of the run file is more than a module can have.
+    """
     outline = build(
         base,
         Span(0, base.num_layers, embeds=True, heads=True),
@@ -20,7 +25,9 @@ def first_state(base: Base, run: RunFile) -> GlobalState:
         lora=run.lora,
         weights=False,
     )
-    return GlobalState.first(*read(outline.new_params(run.run.seed), outline))
+    first = GlobalState.first(*read(outline.new_params(run.run.seed), outline))
+    refuse_wide(first, run.plan.ranks)
+    return first
 
 
 def refuse_dead(first: GlobalState, method: Method | Phases) -> None:
@@ -34,6 +41,20 @@ def refuse_dead(first: GlobalState, method: Method | Phases) -> None:
             fix = "take a method that trains A as well, or leave this module out of lora.targets"
             found = f"{key} with A = 0, which method {method.name!r} never trains"
             raise ConfigError([Problem("lora.targets", found, "modules whose resting factor is not zero", fix)])
+
+
+def refuse_wide(first: GlobalState, ranks: Sequence[int] = ()) -> None:
+    """B A has at most min(M, N): more components cost and add nothing. ``ranks``: ``plan.ranks``.
+
+    :raises ConfigError: names the module.
+    """
+    for key, part in first.adapter.items():
+        (m, n), largest = part.shape, min(part.shape)
+        asked = {"lora.rank": part.rank, **{f"plan.ranks[{index}]": rank for index, rank in enumerate(ranks)}}
+        wrong = [(path, rank) for path, rank in asked.items() if rank > largest]
+        if wrong:
+            fix = f"{key} is {m} x {n}; lower it, or choose other lora.targets"
+            raise ConfigError([Problem(path, str(rank), f"at most {largest}", fix) for path, rank in wrong])
 
 
 def _trained(method: Method) -> frozenset[str]:

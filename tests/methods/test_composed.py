@@ -18,6 +18,8 @@ from fedsplit.method.of_run import method_of
 from fedsplit.method.parts import Start
 from fedsplit.method.record import SLOTS, part_name
 from fedsplit.method.shelf import shelf
+from fedsplit.train.start import refuse_wide
+from tests.methods.cases import start
 
 RUN = '[model]\npath = "minilm"\n[train]\nrounds = 30\n'
 COMPOSED = (
@@ -176,3 +178,16 @@ def test_a_verb_refuses_an_unknown_method_before_anything_happens(verb: str, tmp
     result = CliRunner().invoke(APP, [verb, str(file), "--set", "weigths=uniform"])
     assert result.exit_code == 2
     assert "did you mean weights" in result.output
+
+
+def test_a_rank_beyond_a_module_is_refused_where_a_run_starts(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    task = 'task = "classification"\nlabels = ["a", "b"]\n'
+    file.write_text(RUN.replace("[train]", f"{task}[lora]\nrank = 400\n[train]"))
+    result = CliRunner().invoke(APP, ["plan", str(file), "--fleet", "home"])
+    assert result.exit_code == 2
+    assert "lora.rank: found 400, expected at most 384; attention.self.query is 384 x 384" in result.output
+    first = start()
+    refuse_wide(first)
+    with pytest.raises(ConfigError, match=r"plan.ranks\[1\]: found 8, expected at most 7; 0/attention.query is 11 x 7"):
+        refuse_wide(first, (2, 8))

@@ -10,7 +10,7 @@ import pytest
 from families import CONFIGS, config_of, tasks_of
 
 from fedsplit.errors import ConfigError
-from fedsplit.plan.card import card, check_targets
+from fedsplit.plan.card import card, check_rank, check_targets
 from fedsplit.plan.families import FAMILIES
 from fedsplit.plan.model import ModelCard, lora_params
 
@@ -129,6 +129,19 @@ def test_targets_follow_pefts_rule() -> None:
     check_targets(found, only)
     with pytest.raises(ConfigError, match=r"lora.targets\[1\].*did you mean 'q_proj'"):
         check_targets(found, ("v_proj", "q_prj"))
+
+
+def test_a_rank_beyond_a_module_is_refused_with_that_module() -> None:
+    found = card(config_of("llama"))
+    sizes = {linear.path: min(linear.out, linear.inp) for linear in found.linears}
+    largest = sizes["self_attn.k_proj"]
+    assert largest < sizes["self_attn.q_proj"]
+    check_rank(found, ("q_proj", "k_proj"), largest, (largest,))
+    with pytest.raises(ConfigError, match=rf"lora.rank: found {largest + 1}, expected at most {largest}; self_attn.k_"):
+        check_rank(found, ("q_proj", "k_proj"), largest + 1)
+    with pytest.raises(ConfigError, match=r"plan.ranks\[1\]"):
+        check_rank(found, ("k_proj",), 1, (1, largest + 1))
+    check_rank(found, ("q_proj",), largest + 1)
 
 
 def test_a_card_survives_json() -> None:
