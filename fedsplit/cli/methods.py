@@ -120,11 +120,14 @@ def markdown_table(found: Sequence[Card]) -> str:
 def _print_list(found: Sequence[Card]) -> None:
     console = Console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("method", "title", "paper", "properties", "up", "down"):
-        table.add_column(header, no_wrap=header in ("method", "paper"))
+    table.add_column("method", no_wrap=True)
+    table.add_column("what it is", ratio=1)
+    for header in ("up", "down"):
+        table.add_column(header)
     for card in found:
         held = [name.replace("_", " ") for name in CAPABILITIES if getattr(card, name)]
-        table.add_row(card.name, card.title, card.paper, ", ".join(held), card.up, card.down)
+        about = Text(f"{card.title}\n").append(" · ".join([card.paper, *held]), style="dim")
+        table.add_row(card.name, about, card.up, card.down)
     console.print(table)
     for name, reason in sorted(discover().broken.items()):
         console.print(Text(f"plug-in {name} is left out: {reason}", style="yellow"))
