@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from fedsplit.cli.bench_edge_predicted import predicted, predicted_s
 from fedsplit.cli.bench_models import LABELS, model_and_task
 from fedsplit.cli.bench_runs import Shape, words
 from fedsplit.cli.bench_turns import Turns, on_cores
@@ -29,6 +30,8 @@ from fedsplit.plan.types import ClientPlan, Cut, LayerPlan, Topology
 from fedsplit.split.base import Base, open_base
 from fedsplit.split.export.write import export
 
+EVERY = 4
+"""Steps between two measurements of NumPy's speed."""
 WARM = 2
 """Steps before any is timed: graphs are loaded, memory is taken."""
 
@@ -69,6 +72,7 @@ def rows(
 
     ``models``: names or folders; ``llama``, ``bert``: random ones. ``u`` holds the first and last layer, ``w`` none.
     ``bits``: of weights and of the embedding (the embedding: 8 at least). ``installed_bytes``: programs on the disk.
+    ``predicted_…``: what a plan says, from NumPy's speed as it was meanwhile.
     """
     shape, found = Shape(batch=batch, tokens=tokens, steps=steps), list[dict[str, object]]()
     with on_cores(threads):
@@ -116,19 +120,30 @@ def measured(case: Case, bits: Sequence[int], scratch: Path) -> list[dict[str, o
             run, plan = case.run(32), scratch / f"{name}.json"
             given = [case.source, _written(scratch / f"{name}-run.json", run), _written(plan, case.plan)]
             sides["torch"] = stack.enter_context(_started("fedsplit.cli.bench_edge_torch", given, case))
+        speed = stack.enter_context(_started("fedsplit.cli.bench_edge_speed", [], case))
+        speeds = []
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for number in range(case.shape.steps):
+            if number % EVERY == 0:
+                speeds.append(speed.step())
             for side, turns in sides.items():
                 taken = turns.step()["seconds"]
                 if number >= WARM:
                     seconds[side].append(taken)
         peaks = {side: peak_of(turns.pid) for side, turns in sides.items()}
-    return [_row(case, str(count), sizes, peaks, seconds) for count in bits]
+    found = [_row(case, str(count), sizes, peaks, seconds) for count in bits]
+    shape = case.shape.batch, case.shape.tokens
+    for row, count in zip(found, bits, strict=True):
+        asked = case.base, case.plan, case.run(count), *shape
+        row |= {"predicted_bytes": predicted(*asked), "predicted_s": round(predicted_s(*asked, speeds), 5)}
+    return found
 
 
 def _started(module: str, given: Sequence[str], case: Case) -> Turns:
     shape = [str(case.shape.batch), str(case.shape.tokens), str(case.threads)]
-    turns = Turns(module, [*given, *shape], case.threads, {"OPENBLAS_NUM_THREADS": str(case.threads)})
+    turns = Turns(
+        module, [*given, *(shape if given else ())], case.threads, {"OPENBLAS_NUM_THREADS": str(case.threads)}
+    )
     turns.ready()
     return turns
 

@@ -16,10 +16,10 @@ from fedsplit.devices.units import duration, size
 from fedsplit.plan.memory import Memory, client_memory
 from fedsplit.plan.options import describe
 from fedsplit.plan.pipeline import Busy, Legs, length, simulate, stages_of
-from fedsplit.plan.question import Question, server_of
+from fedsplit.plan.question import Question, server_of, step_as_planned
 from fedsplit.plan.timing import AGREEMENT, Times, legs_of, step_times
 from fedsplit.plan.types import ClientPlan, Plan, Topology
-from fedsplit.plan.work import IN_FLIGHT, Work, as_planned, work_of
+from fedsplit.plan.work import IN_FLIGHT, Work
 
 MOST_ROWS = 40
 """Clients up to which each has a row of its own."""
@@ -121,7 +121,7 @@ def costs(client: ClientPlan, question: Question) -> tuple[Times, Memory]:
 
 
 def _work(client: ClientPlan, question: Question) -> Work:
-    return as_planned(work_of(question.card, question.run, question.data, batch=client.batch), client)
+    return step_as_planned(question, client)
 
 
 def _bar(client: ClientPlan, question: Question) -> Bar:

@@ -17,11 +17,10 @@ from fedsplit.plan.frontier import every_option, frontier, shown
 from fedsplit.plan.given import steps_of
 from fedsplit.plan.memory import Memory
 from fedsplit.plan.options import Option, describe
-from fedsplit.plan.question import ASSUMED_SERVER, Question, options_of, priced
+from fedsplit.plan.question import ASSUMED_SERVER, Question, options_of, priced, step_as_planned
 from fedsplit.plan.timing import Times
 from fedsplit.plan.trained import offers, trained
 from fedsplit.plan.types import ClientPlan, Plan, Topology
-from fedsplit.plan.work import as_planned, work_of
 
 SHOWN = 12
 """Candidates listed in an explanation."""
@@ -94,7 +93,7 @@ def _row(client: ClientPlan, question: Question) -> dict[str, Text | str]:
 
 def chosen(client: ClientPlan, question: Question) -> Option:
     """The candidate that the plan took."""
-    work = as_planned(work_of(question.card, question.run, question.data, batch=client.batch), client)
+    work = step_as_planned(question, client)
     return priced(question, client.topology, client.cut, [work])
 
 

@@ -185,7 +185,7 @@ def _numbers(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     for key, value in plain.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float):
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{prefix}{key}", value
 
 

@@ -31,9 +31,9 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One machine. ``flops`` maps a dtype name (``float32``, ``bfloat16``) to measured FLOP/s of a decoder layer.
 
     ``free_memory_bytes``: after the operating system, before fedsplit starts. ``reserve_bytes``: of that, to be left
-    alone. ``runtime_bytes``: what a fedsplit process takes before any weight (about 400 MB with torch, 80 MB with the
+    alone. ``runtime_bytes``: what a fedsplit process takes before any weight (about 400 MB with torch, 92 MB with the
     edge runtime; 0 where the memory is the accelerator's). ``layer_overhead_s``: seconds of one pass through one layer
-    that do not depend on its size. ``power_w``: watts while computing.
+    that do not depend on its size. ``power_w``: watts while computing. ``edge``: with the edge runtime, not with torch.
 
     ``limits``: what its owner allows. ``time_factor``, ``memory_factor``: what past runs showed, times the computing
     seconds and times ``runtime_bytes``; between ``FACTOR_LEAST`` and ``FACTOR_MOST`` (``fedsplit.plan.correction``).
@@ -67,6 +67,7 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     disk_write_bps: float = 0.0
     disk_read_bps: float = 0.0
     slowdown: float = 1.0
+    edge: bool = False
     measured: str = ""
     source: str = ""
 

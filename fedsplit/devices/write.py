@@ -25,6 +25,7 @@ MEANING = {
     "free_memory_bytes": "after the operating system, before fedsplit starts",
     "reserve_bytes": "of the free memory, left alone: raise it to keep room for other programs",
     "runtime_bytes": "of the program before any weight",
+    "edge": "computes with the edge runtime, not with torch",
     "layer_overhead_s": "of one pass through one layer, whatever its size",
     "disk_free_bytes": "free when it was measured; looked up again at every start",
     "disk_write_bps": "to the disk itself; 0: not measured",

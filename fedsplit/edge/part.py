@@ -28,9 +28,8 @@ from fedsplit.edge.runner import Floats, Lookup, Runner
 from fedsplit.errors import DataError
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey, Sides
 from fedsplit.lora.lowrank import LowRank
+from fedsplit.plan.edge import LOGITS_BYTES
 
-LOGITS_BYTES = 1 << 25
-"""Of the logits of a language model that are held at once, several copies of them."""
 A, B = ".lora_A.default.weight", ".lora_B.default.weight"
 GRAD = "grad:"
 

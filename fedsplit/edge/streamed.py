@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.edge.runner import Floats, Lookup
+from fedsplit.plan.edge import SLAB_BYTES as SLAB_BYTES
 
-SLAB_BYTES = 1 << 23
-"""Of rows in float32, and of their logits, that are held at once."""
 LEAST = 256
 """Rows of a slab at least."""
 

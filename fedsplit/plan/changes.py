@@ -92,7 +92,7 @@ def _set(question: Question, section: str, /, **values: Any) -> Question:
 def _of_run(question: Question) -> Iterator[Change]:
     """Changes of the run file: first what leaves the result alone, last what shows the server more."""
     run = question.run
-    if not run.plan.checkpoint:
+    if not run.plan.checkpoint and not question.device.edge:
         yield Change("plan.checkpoint = true", _set(question, "plan", checkpoint=True))
     yield from _unfixed(question)
     yield from _smaller_batches(question)

@@ -46,7 +46,7 @@ def learnt(
     process, 0 where unknown. ``data``: the counts of the rows that were really trained on.
     """
     base = structs.replace(profile, time_factor=1.0, memory_factor=1.0)
-    work = as_planned(work_of(card, run, data, batch=plan.batch), plan)
+    work = as_planned(work_of(card, run, data, batch=plan.batch, edge=base.edge), plan)
     fixed = next((section for section in run.clients if section.name == plan.client), None)
     threads = base.threads_of(fixed.threads if fixed else 0)
     predicted_s = step_times(work, plan.topology, plan.cut, base, base, threads=threads).device

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.plan.bits import server_layer_bytes, unpacked_bytes
+from fedsplit.plan.edge import Held, terms
 from fedsplit.plan.memory import CACHE_HOLES, CHURN, HEAP_HOLES, WORKING_LAYERS, Memory, logits, recompute
 from fedsplit.plan.timing import head_s, speed
 from fedsplit.plan.types import Cut, Topology
@@ -167,6 +168,8 @@ class Grid:
         return np.where(v, there + back + head_s(work, server), there), np.where(v, 0.0, back)
 
     def _client(self, work: Work, accelerator: bool) -> Ints:
+        if work.edge:
+            return self._on_edge(work)
         card = work.card
         head = ~self.is_(Topology.V)
         held = self.front.count_O + self.tail.count_O
@@ -184,6 +187,21 @@ class Grid:
         passing += inside + np.where(head, ends.logits, 0)
         churn = np.where(accelerator, 0.0, CHURN * (twice + 1) * inside)
         return _with_holes(work, stays, passing + self._wire(work), held * work.layer_bytes > 0, accelerator, churn)
+
+    def _on_edge(self, work: Work) -> Ints:
+        head = ~self.is_(Topology.V)
+        trained = self.front.lora_O + self.tail.lora_O + np.where(head & work.trains_head, work.card.head_trained, 0)
+        waiting = np.where(self.is_(Topology.LOCAL), 1, min(IN_FLIGHT, work.micro_batches))
+        found = terms(
+            work,
+            Held(
+                front=self.front.count_O, tail=self.tail.count_O, front_back=self.front.back_O,
+                tail_back=self.tail.back_O, head=head.astype(np.int64), crossings=self.crossings_O, waiting=waiting,
+                trained=trained,
+            ),
+        )  # fmt: skip
+        total: Ints = np.sum(np.broadcast_arrays(*(value for name, value in found.items() if name != "twice")), axis=0)
+        return total
 
     def _server(self, work: Work, accelerator: bool) -> Ints:
         card = work.card

@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from msgspec import structs
 
 from fedsplit.devices.profile import DeviceProfile, Link
-from fedsplit.plan.question import Question, server_of
+from fedsplit.plan.question import Question, server_of, step_as_planned
 from fedsplit.plan.timing import ASSUMED_LINK, Times, step_times
 from fedsplit.plan.types import ClientPlan
-from fedsplit.plan.work import as_planned, work_of
 
 NEWEST = 0.7
 """Weight of the newest round."""
@@ -70,7 +69,7 @@ class Correction:
 
 def predicted(question: Question, plan: ClientPlan) -> Times:
     """Seconds of a step of ``plan``, cause by cause, on ``question.device``."""
-    work = as_planned(work_of(question.card, question.run, question.data, batch=plan.batch), plan)
+    work = step_as_planned(question, plan)
     return step_times(
         work,
         plan.topology,

@@ -30,6 +30,7 @@ from dataclasses import dataclass, fields, replace
 
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.plan.bits import server_layer_bytes, torch_bytes, unpacked_bytes, weight_bytes
+from fedsplit.plan.edge import Held, terms
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.types import ClientPlan, Cut, Topology
 from fedsplit.plan.work import IN_FLIGHT, Work, held
@@ -90,7 +91,12 @@ class Memory:
         )
 
     def with_holes(self, work: Work, device: DeviceProfile) -> Memory:
-        """The peak of the process on ``device``. A device without a runtime of its own is an accelerator."""
+        """The peak of the process on ``device``. A device without a runtime of its own is an accelerator.
+
+        One without torch has no such holes: its live bytes are those of ``plan.edge``, the pool they leave included.
+        """
+        if device.edge:
+            return replace(self, runtime=device.runtime_bytes)
         return self.on(work, accelerator=not device.runtime_bytes)._with_holes(work, device)
 
     def _with_holes(self, work: Work, device: DeviceProfile) -> Memory:
@@ -111,6 +117,8 @@ def client_memory(work: Work, topology: Topology, cut: Cut) -> Memory:
     front, tail = held(topology, cut, card.num_layers)
     waiting = 1 if topology is Topology.LOCAL else min(IN_FLIGHT, work.micro_batches)
     has_head = topology is not Topology.V
+    if work.edge:
+        return _on_edge(work, topology, cut)
     own_head = card.head_params + card.norm_params if has_head else 0
     twice = back_layers(work, front) + back_layers(work, tail) if work.checkpoint else 0
     return Memory(
@@ -125,6 +133,24 @@ def client_memory(work: Work, topology: Topology, cut: Cut) -> Memory:
         logits=logits(work) if has_head else 0,
         wire=crossings(work, topology, cut) * work.peak_tokens * card.hidden * work.width_bytes,
     )
+
+
+def _on_edge(work: Work, topology: Topology, cut: Cut) -> Memory:
+    front, tail = held(topology, cut, work.card.num_layers)
+    found = terms(
+        work,
+        Held(
+            front=len(front),
+            tail=len(tail),
+            front_back=back_layers(work, front),
+            tail_back=back_layers(work, tail),
+            head=int(topology is not Topology.V),
+            crossings=crossings(work, topology, cut),
+            waiting=1 if topology is Topology.LOCAL else min(IN_FLIGHT, work.micro_batches),
+            trained=trained_params(work, topology, cut),
+        ),
+    )
+    return Memory(**{name: int(value) for name, value in found.items()})
 
 
 def server_memory(work: Work, topology: Topology, cut: Cut) -> Memory:

@@ -202,7 +202,7 @@ class Shelf:
 
     @cached_property
     def _twice_V(self) -> NDArray[np.bool_]:
-        return np.array([work.checkpoint for work in self.grid.works])
+        return np.array([work.twice for work in self.grid.works])
 
     @cached_property
     def _least_served(self) -> tuple[Floats, Floats]:

@@ -17,8 +17,8 @@ from fedsplit.plan.model import ModelCard
 from fedsplit.plan.options import Option, candidates, price, splits
 from fedsplit.plan.timing import traffic
 from fedsplit.plan.traffic import LETTER_BYTES, headers_up
-from fedsplit.plan.types import Cut, Topology
-from fedsplit.plan.work import DataLike, Work, work_of
+from fedsplit.plan.types import ClientPlan, Cut, Topology
+from fedsplit.plan.work import DataLike, Work, as_planned, work_of
 
 ASSUMED_SERVER = DeviceProfile(
     name="assumed server",
@@ -119,14 +119,14 @@ def server_of(question: Question) -> DeviceProfile:
 
 def step_of(question: Question) -> tuple[list[tuple[Topology, Cut]], list[Work], list[str]]:
     """(what may be planned, the step in ever more micro-batches, why others may not be planned)."""
-    fixed, run = question.fixed, question.run
+    fixed, run, edge = question.fixed, question.run, question.device.edge
     chosen, why_not = candidates(question.card.num_layers, run.policy, fixed, question.allowed)
     if (agreed := question.agreed) is not None:
         chosen = [one for one in chosen if within(shown(*one, question.card.num_layers), agreed)]
         why_not = [*why_not, *([] if chosen else ["every other plan shows the operator more than the owner agreed to"])]
-    work = work_of(question.card, run, question.data, batch=fixed.batch if fixed else 0)
+    work = work_of(question.card, run, question.data, batch=fixed.batch if fixed else 0, edge=edge)
     work = replace(work, wire=question.wire, wire_grad=gradient_codec(run, question.wire))
-    works = splits(work, checkpoint=run.plan.checkpoint)
+    works = splits(work, checkpoint=run.plan.checkpoint and not edge)
     chosen, too_much = affordable(question, work, chosen)
     return chosen, [one for one in works if question.pieces in (0, one.micro_batches)] or works, [*why_not, *too_much]
 
@@ -134,6 +134,12 @@ def step_of(question: Question) -> tuple[list[tuple[Topology, Cut]], list[Work],
 def gradient_codec(run: RunFile, codec: str) -> str:
     """What the gradients of hidden states in ``codec`` travel in."""
     return f"int{run.wire.gradient_bits}" if codec == "int4" else codec
+
+
+def step_as_planned(question: Question, plan: ClientPlan) -> Work:
+    """The step of a plan that this question was answered with."""
+    work = work_of(question.card, question.run, question.data, batch=plan.batch, edge=question.device.edge)
+    return as_planned(work, plan)
 
 
 def affordable(
@@ -197,7 +203,7 @@ def alike(question: Question) -> tuple[bytes, bytes]:
     fixed = question.fixed
     section = (fixed.topology, fixed.cut, fixed.batch, fixed.threads) if fixed else None
     budget = question.device.limits.upload_per_day_bytes if question.device.limits is not None else 0
-    kind = counts, section, question.agreed, question.pieces, question.wire, budget
+    kind = counts, section, question.agreed, question.pieces, question.wire, budget, question.device.edge
     return msgspec.json.encode(kind), msgspec.json.encode(
         (question.device, question.pick, question.way, question.usual and question.usual[0].slowdown)
     )

@@ -43,7 +43,8 @@ def segment_of(
     ``importance``: of every layer of the model, empty: all alike, together 1.
     """
     wide = 8 * work.width_bytes
-    bits = sorted({wide, *bits}, reverse=True)
+    # Graphs have the bits of model.edge_bits.
+    bits = sorted({wide, *(() if device.edge else bits)}, reverse=True)
     work = replace(work, layer_bits=(bits[-1] % wide,) * work.card.num_layers if bits[1:] else ())
     mine = own_layers(work, topology, cut)
     frozen = server_ranks(work, topology, cut)
@@ -140,7 +141,7 @@ def _ranked(
         params, elements = work.factors(layer, rank)
         if not params:
             break
-        kept = 0.0 if work.checkpoint else work.peak_tokens * work.width_bytes * elements
+        kept = 0.0 if work.twice else work.peak_tokens * work.width_bytes * elements
         waiting = 1 if topology is Topology.LOCAL or layer >= cut.c1 else min(IN_FLIGHT, work.micro_batches)
         holes = HEAP_HOLES if device.runtime_bytes else CACHE_HOLES
         cost = work.state_bytes * params + waiting * (1 + holes) * kept

@@ -14,10 +14,10 @@ from msgspec import structs
 
 from fedsplit.devices.units import duration
 from fedsplit.plan.given import larger_ranks
-from fedsplit.plan.question import Question, priced
+from fedsplit.plan.question import Question, priced, step_as_planned
 from fedsplit.plan.selection import own_layers
 from fedsplit.plan.types import ClientPlan
-from fedsplit.plan.work import Work, as_planned, work_of
+from fedsplit.plan.work import Work
 
 WORTH_SAYING = 0.01
 """A shorter wait, as a share of the slowest step, is noise of the estimate."""
@@ -61,7 +61,7 @@ def in_time(plan: ClientPlan, question: Question, deadline_s: float) -> int:
     larger = larger_ranks(run)
     if not larger or any(layer.trains and layer.rank != run.lora.rank for layer in plan.layers):
         return 0
-    work = as_planned(work_of(question.card, run, question.data, batch=plan.batch), plan)
+    work = step_as_planned(question, plan)
     return next((rank for rank in larger if _done(plan, question, raised(work, plan, rank), deadline_s)), 0)
 
 

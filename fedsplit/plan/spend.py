@@ -23,13 +23,12 @@ from fedsplit.plan.given import MOST_TIMES, larger_ranks, steps_of, words
 from fedsplit.plan.limits import limits_of
 from fedsplit.plan.memory import factor_bytes
 from fedsplit.plan.options import Option
-from fedsplit.plan.question import Question, priced, server_of
+from fedsplit.plan.question import Question, priced, server_of, step_as_planned
 from fedsplit.plan.selection import own_layers
 from fedsplit.plan.slack import WORTH_SAYING, balance_note, raised, step_s, with_slack
 from fedsplit.plan.timing import reached
 from fedsplit.plan.traffic import round_up_bytes
 from fedsplit.plan.types import ClientPlan
-from fedsplit.plan.work import as_planned, work_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +102,7 @@ def _ranks_for(plan: ClientPlan, run: RunFile) -> list[int]:
 
 def _at_rank(plan: ClientPlan, question: Question, rank: int) -> ClientPlan | None:
     """The plan with this rank in the client's own layers, and what that costs; None: it does not fit."""
-    work = as_planned(work_of(question.card, question.run, question.data, batch=plan.batch), plan)
+    work = step_as_planned(question, plan)
     mine = {layer for layer in own_layers(work, plan.topology, plan.cut) if plan.layers[layer].trains}
     option = priced(question, plan.topology, plan.cut, [raised(work, plan, rank)]) if mine else None
     if option is None or not option.fits:

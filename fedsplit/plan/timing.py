@@ -117,12 +117,12 @@ def legs_of(
 def _own_legs(work: Work, topology: Topology, cut: Cut, device: DeviceProfile, slower: float) -> Legs:
     """What the client computes. ``slower``: the speed that is left of the device's."""
     front, tail = held(topology, cut, work.card.num_layers)
-    there, back = passes(work, front, device, twice=work.checkpoint)
+    there, back = passes(work, front, device, twice=work.twice)
     there += embedding_s(work, device) + BEGIN * work.micro_batches * device.layer_overhead_s
     ends = (ENDS - BEGIN) * work.micro_batches * device.layer_overhead_s
     if topology is Topology.V:
         return Legs(front=there / slower, back=(back + ends) / slower)
-    end = sum(passes(work, tail, device, twice=work.checkpoint)) + head_s(work, device) + ends
+    end = sum(passes(work, tail, device, twice=work.twice)) + head_s(work, device) + ends
     return Legs(front=there / slower, tail=end / slower, back=back / slower)
 
 

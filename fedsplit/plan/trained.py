@@ -12,10 +12,9 @@ from fedsplit.plan.explain import Rivals
 from fedsplit.plan.fitted import EQUAL, Fitted, Fitter, allowed_ranks, room_bytes
 from fedsplit.plan.knapsack import Segment
 from fedsplit.plan.options import ORDER
-from fedsplit.plan.question import Question
+from fedsplit.plan.question import Question, step_as_planned
 from fedsplit.plan.selection import own_layers, segment_of
 from fedsplit.plan.types import ClientPlan, LayerPlan
-from fedsplit.plan.work import as_planned, work_of
 
 
 def trained(layers: Sequence[LayerPlan]) -> str:
@@ -66,7 +65,7 @@ class Weighed:
 
 def weighed(client: ClientPlan, question: Question) -> list[Weighed]:
     """The arithmetic of a cut-down plan: what each layer that the client holds costs, and what those left out lack."""
-    work = as_planned(work_of(question.card, question.run, question.data, batch=client.batch), client)
+    work = step_as_planned(question, client)
     place, device, bits = (client.topology, client.cut), question.device, widths(question.run)
     segment = segment_of(work, *place, device, allowed_ranks(question), bits=bits)
     return _weighed(client, question, segment, own_layers(work, client.topology, client.cut))

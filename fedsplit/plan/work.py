@@ -42,7 +42,8 @@ class Work:
     mean tokens of a row without padding (wire). ``state_bytes``: bytes a trained scalar costs in weights, gradient and
     optimiser. ``bits``: of a layer's frozen weights, 0: those of the compute dtype. ``chunk``: tokens of one loss
     slice, 0: the whole micro-batch at once. ``checkpoint``: the client's layers keep their inputs alone and are
-    computed again on the way back. ``ranks``: of each layer, 0: it does not train; empty: ``rank`` in all of them.
+    computed again on the way back. ``edge``: as on every device without torch (``plan.edge``), whose matrices have
+    ``edge_bits``. ``ranks``: of each layer, 0: it does not train; empty: ``rank`` in all of them.
     ``wire``, ``wire_grad``: codecs of hidden states, of their gradients. ``measured_kept``: what was measured, not
     the closed forms, in elements a token: (one frozen layer, the adapters of one layer)."""
 
@@ -53,6 +54,8 @@ class Work:
     valid: float
     micro_batches: int = 1
     checkpoint: bool = False
+    edge: bool = False
+    edge_bits: int = 32
     rank: int = 8
     ranks: tuple[int, ...] = ()
     layer_bits: tuple[int, ...] = ()
@@ -84,6 +87,11 @@ class Work:
         both = (rows * row_bytes(codec, hidden, self.width_bytes) for codec in (self.wire, self.wire_grad))
         there, back = map(round, both)
         return there, back
+
+    @property
+    def twice(self) -> bool:
+        """Whether the client's layers are computed again on the way back."""
+        return self.checkpoint or self.edge
 
     @property
     def streams(self) -> bool:
@@ -195,8 +203,11 @@ def held(topology: Topology, cut: Cut, num_layers: int) -> tuple[range, range]:
     return range(cut.c1), range(cut.c2, num_layers)
 
 
-def work_of(card: ModelCard, run: RunFile, data: DataLike | None = None, *, batch: int = 0) -> Work:
-    """The work of one client of ``run``; without ``data`` every row is taken to be ``max_length`` tokens long."""
+def work_of(card: ModelCard, run: RunFile, data: DataLike | None = None, *, batch: int = 0, edge: bool = False) -> Work:
+    """The work of one client of ``run``; without ``data`` every row is taken to be ``max_length`` tokens long.
+
+    ``edge``: it computes without torch.
+    """
     longest = card.tokens or min(run.model.max_length, card.max_tokens)
     tokens, valid = longest, float(longest)
     if data is not None and data.tokens_max > 0 and not card.tokens:
@@ -211,6 +222,7 @@ def work_of(card: ModelCard, run: RunFile, data: DataLike | None = None, *, batc
         trains_head=card.task != "causal-lm" and run.model.head != "frozen",
         chunk=loss_chunk(card, math.ceil((batch or train.batch) / train.micro_batches) * tokens),
         server_bits=run.server.bits if run.server.bits < 8 * DTYPE_BYTES[run.model.dtype] else 0,
+        edge=edge, edge_bits=min(run.model.edge_bits, 8 * DTYPE_BYTES[run.model.dtype]),
     )  # fmt: skip
 
 

@@ -114,7 +114,8 @@ def measure(
         threads=threads, flops={dtype: _round(found[threads].flops) for dtype, found in flops.items()},
         flops_by_threads=_by_threads(flops), matmul_flops={key: _round(value) for key, value in products.items()},
         layer_overhead_s=_round(overhead), memory_bandwidth_bps=_round(bandwidth), memory_bytes=memory,
-        free_memory_bytes=min(free, memory), runtime_bytes=runtime, disk_free_bytes=here.free_disk(folder),
+        free_memory_bytes=min(free, memory), runtime_bytes=runtime, edge=not engine.torch,
+        disk_free_bytes=here.free_disk(folder),
         disk_write_bps=_round(written), disk_read_bps=_round(read), link=way,
         slowdown=_round(flops["float32"][threads].slowdown), measured=date.today().isoformat(), source=_source(engine),
     )  # fmt: skip

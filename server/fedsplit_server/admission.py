@@ -73,6 +73,11 @@ def impossible(hello: Hello) -> str:
     return ""
 
 
+def on_edge(profile: DeviceProfile) -> DeviceProfile:
+    """The same machine without torch, whose memory it may have measured."""
+    return msgspec.structs.replace(profile, edge=True, runtime_bytes=min(profile.runtime_bytes, EDGE_BYTES))
+
+
 class Admission:
     """Decides on Hello. ``offer`` lists the files that a plan's client has to download.
 
@@ -101,8 +106,8 @@ class Admission:
             return refusal
         assert hello.profile is not None
         profile = hello.profile
-        if hello.backend == EDGE and profile.runtime_bytes > EDGE_BYTES:  # what it measured was torch
-            profile = msgspec.structs.replace(profile, runtime_bytes=EDGE_BYTES)
+        if hello.backend == EDGE:
+            profile = on_edge(profile)
         data = hello.data or DataSummary(train_examples=0)
         try:
             plan = self._plan(hello, profile, data)

@@ -22,6 +22,10 @@ def test_a_device_without_torch_takes_less(tmp_path: Path) -> None:
     for key in ("seconds", "torch_seconds", "files_bytes", "step_ratio"):
         assert isinstance(row[key], float | int)
         assert row[key] > 0
+    for key in ("predicted_bytes", "peak_bytes"):
+        assert isinstance(row[key], int)
+    assert row["predicted_bytes"] == pytest.approx(row["peak_bytes"], rel=0.15)
+    assert row["predicted_s"] > 0  # type: ignore[operator]
     assert 20e6 < row["peak_bytes"] < 0.6 * row["torch_peak_bytes"]  # type: ignore[operator]
     assert 10e6 < installed("edge") < 0.5 * installed("torch")
 

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from fedsplit.config.run import RunFile, Task
 from fedsplit.edge.manifest import HEAD, TABLE, Table
+from fedsplit.plan.edge import HEAD_BYTES as HEAD_BYTES
 from fedsplit.split.base import Base
 from fedsplit.split.checkpoint import Stored
 from fedsplit.split.export.weights import content
 
 ROWS = 1024
 """Held at a time."""
-HEAD_BYTES = 1 << 26
-"""Of a language model's head in float32; a larger one stays in its file."""
 DTYPES = {32: "f32", 16: "bf16", 8: "i8"}
 
 
