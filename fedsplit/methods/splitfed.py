@@ -15,6 +15,9 @@ the optimiser has no memory (v2's lives for the whole run, v1's begins anew ever
 by batch, in the order of their names (the "alternate mini-batch" of Gawali et al. 2020), and not epoch by epoch in a
 random order: the last client of a round is not remembered best.
 
+Version 3 (Gawali et al.: clients' parts are never averaged) is not among the versions: no part of a method says yet
+that a device keeps its factors for good.
+
 Source. Thapa et al. 2022, "SplitFed: When Federated Learning Meets Split Learning" (arXiv:2004.12088; v1 SFLV1, v2
 SFLV2); Gawali et al. 2020 (arXiv:2012.12591) for turns by batch. The authors' code makes the server's optimiser anew
 for every batch and averages uniformly (``weights = "uniform"``); neither is taken over. Unverified: nothing.

@@ -11,11 +11,14 @@ from dataclasses import replace
 
 from msgspec import structs
 
+from fedsplit.errors import PlanError
+from fedsplit.plan.memory import disk_bytes
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.prices import anything_fits
 from fedsplit.plan.question import Question
 from fedsplit.plan.solve import planned, sealed
 from fedsplit.plan.types import ABSENT, ClientPlan, Cut, LayerPlan, Plan
+from fedsplit.plan.work import work_of
 
 
 def compact(card: ModelCard, plan: ClientPlan) -> tuple[ModelCard, ClientPlan]:
@@ -30,14 +33,18 @@ def compact(card: ModelCard, plan: ClientPlan) -> tuple[ModelCard, ClientPlan]:
 def in_rooms(asked: Mapping[str, Question], *, round: int = 0) -> tuple[Plan, Mapping[str, Question]]:
     """(plans of devices that each hold as many layers as fit, the questions about models of so many layers).
 
-    Which layers is not decided here: a plan has the lowest ones. Raises PlanError where not even one layer fits.
+    Which layers is not decided here: a plan has the lowest ones. Its disk is that of the whole model: over the rounds a
+    device fetches every layer. Raises PlanError where not even one layer fits.
     """
     final = {name: _roomy(question) for name, question in asked.items()}
     plans, notes = [], dict[str, None]()
     for name, question in final.items():
-        one, _ = planned({name: question})
+        try:
+            one, _ = planned({name: question})
+        except PlanError as error:
+            raise PlanError(f"with 1 of {asked[name].card.num_layers} layers: {error}") from None
         notes.update(dict.fromkeys(one.reasons))
-        plans.append(_whole(one.clients[0], asked[name].card.num_layers))
+        plans.append(_whole(one.clients[0], asked[name]))
     rooms = {plan.client: sum(layer.place == "client" for layer in plan.layers) for plan in plans}
     layers = next(iter(asked.values())).card.num_layers
     said = (
@@ -74,11 +81,15 @@ def _of_depth(card: ModelCard, layers: int) -> ModelCard:
     return structs.replace(card, num_layers=layers)
 
 
-def _whole(plan: ClientPlan, layers: int) -> ClientPlan:
+def _whole(plan: ClientPlan, question: Question) -> ClientPlan:
     """A compact model's plan, said of the whole one."""
-    first = plan.layers[0]
+    first, layers = plan.layers[0], question.card.num_layers
+    cut, estimate = Cut(layers, layers), plan.estimate
+    if estimate is not None:
+        disk = disk_bytes(work_of(question.card, question.run), plan.topology, cut)
+        estimate = structs.replace(estimate, disk_bytes=disk)
     absent = (
         LayerPlan(layer=layer, place=ABSENT, trains=False, rank=first.rank, bits=first.bits)
         for layer in range(len(plan.layers), layers)
     )
-    return structs.replace(plan, layers=(*plan.layers, *absent), cut=Cut(layers, layers))
+    return structs.replace(plan, layers=(*plan.layers, *absent), cut=cut, estimate=estimate)

@@ -113,6 +113,10 @@ def test_a_plan_holds_as_many_layers_as_fit(devices: Mapping[str, DeviceProfile]
         )
     everything = planning("a", LAPTOP, DataSummary(train_examples=1), "")
     assert not everything.absent
+    assert everything.estimate is not None
+    assert {cost.disk_bytes for cost in costs if cost} == {everything.estimate.disk_bytes}, "all, over the rounds"
+    with pytest.raises(PlanError, match="with 1 of 6 layers: no plan for a fits"):
+        planning("a", _with(LAPTOP.runtime_bytes), DataSummary(train_examples=1), "")
 
 
 def test_devices_hold_what_they_are_given_and_send_no_more(rooms_party: Callable[..., Party]) -> None:
