@@ -23,6 +23,7 @@ BENCHES = (
     Verb("step", "fedsplit.cli.bench_step:rows", "A split training step against the plain peft step."),
     Verb("wire", "fedsplit.cli.bench_wire:rows", "Bytes through the whole wire stack against a bare encrypted echo."),
     Verb("quality", "fedsplit.cli.bench_quality:rows", "What four clients reach together on real data."),
+    Verb("bytes", "fedsplit.cli.bench_bytes:rows", "What a codec saves on the socket, and what training loses by it."),
     Verb("memory", "fedsplit.cli.bench_memory:rows", "What a client saves that leaves layers to the server."),
     Verb("fedra", "fedsplit.cli.bench_fedra:rows", "What a device saves that leaves layers out."),
     Verb("growth", "fedsplit.cli.bench_growth:rows", "Memory of server and clients over many steps."),

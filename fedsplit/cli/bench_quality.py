@@ -151,17 +151,24 @@ def rows(
     ``data``: the folder with the data sets. ``task``: e2e, ag_news or all. ``rounds``: fewer, to try it out.
     """
     check_device(device)
+    some = chosen(task, data)
+    return [measured(replace(one, rounds=rounds or one.rounds), data, seed, test_rows, device) for one in some]
+
+
+def chosen(task: str, data: Path) -> list[Task]:
+    """The task of this name, or all of them. Raises ConfigError for another name, DataError without its data."""
     names = list(TASKS) if task == "all" else [task]
     if unknown := sorted(set(names) - set(TASKS)):
         raise ConfigError([Problem("--task", unknown[0], f"all or one of {', '.join(TASKS)}")])
-    chosen = [TASKS[name] for name in names]
-    for one in chosen:
+    some = [TASKS[name] for name in names]
+    for one in some:
         if not (data / one.folder).is_dir():
             raise DataError(f"no folder {one.folder} there; docs/data.md says where to get the data", str(data))
-    return [_measure(replace(one, rounds=rounds or one.rounds), data, seed, test_rows, device) for one in chosen]
+    return some
 
 
-def _measure(task: Task, data: Path, seed: int, test_rows: int, device: str) -> Row:
+def measured(task: Task, data: Path, seed: int, test_rows: int, device: str) -> Row:
+    """One row: train, and measure on the test file."""
     # Not at the top: listing the benches must not wait for torch.
     from fedsplit.split.base import open_base
     from fedsplit.train.exam import Exam
