@@ -5,8 +5,8 @@ Matrices of layers alone are packed; vectors, embedding and head stay. On a devi
 
     16 bits: 2 M N        8 bits: M N + 4 M        4 bits: ⌈M N / 2⌉ + 4 ⌈M N / 64⌉
 
-One matrix at a time is there again in the compute dtype, forwards and on the way back.
-``ERROR`` is the length of what rounding changes over that of the matrix, measured
+One matrix at a time is there again in the compute dtype, forwards and on the way back. Devices without torch have
+blocks of 32 numbers (``plan.edge``). ``ERROR`` is the length of what rounding changes over that of the matrix, measured
 with normally distributed weights (``fedsplit bench bits`` measures it in a model).
 """
 
@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterable
 
 from fedsplit.config.run import RunFile
+from fedsplit.plan import edge
 from fedsplit.plan.model import Linear, ModelCard
 from fedsplit.plan.work import DTYPE_BYTES, Work
 
@@ -48,6 +49,8 @@ def torch_bytes(card: ModelCard, width_bytes: int, bits: int) -> int:
 
 def layer_bytes(work: Work, bits: int) -> int:
     """Frozen weights of one layer on the client, 0: in the run's bits."""
+    if work.edge:
+        return edge.layer_bytes(work, min(bits or work.edge_bits, work.edge_bits))
     return torch_bytes(work.card, work.width_bytes, bits) if bits else work.layer_bytes
 
 
@@ -60,7 +63,7 @@ def weight_bytes(work: Work, layers: Iterable[int]) -> int:
     """Frozen weights of these layers on the client, and the one matrix that is unpacked at a time."""
     widths = [work.bits_of(layer) for layer in layers]
     total = sum(layer_bytes(work, bits) for bits in widths)
-    return total + (unpacked_bytes(work) if any(widths) else 0)
+    return total + (unpacked_bytes(work) if any(widths) and not work.edge else 0)
 
 
 def unpacked_bytes(work: Work) -> int:

@@ -87,10 +87,10 @@ def tokenizer_bytes(card: ModelCard) -> int:
     return TOKEN_BYTES * card.vocab if card.reads_tokens else 0
 
 
-def layer_bytes(work: Work) -> int:
-    """Frozen weights of one layer as the device maps them."""
+def layer_bytes(work: Work, bits: int = 0) -> int:
+    """Frozen weights of one layer as the device maps them. ``bits``: fewer than the run's ``edge_bits``."""
     rest = work.card.layer_params - work.card.macs
-    return round(work.card.macs * MATRIX_BYTES[work.edge_bits] + rest * FLOAT)
+    return round(work.card.macs * MATRIX_BYTES[bits or work.edge_bits] + rest * FLOAT)
 
 
 def streams_head(work: Work) -> bool:
@@ -111,9 +111,10 @@ def head_bytes(work: Work) -> int:
 def layer_working(work: Work) -> int:
     """Inside of the graph that goes back through a layer."""
     card = work.card
+    unpacks = work.edge_bits < 32 or any(work.layer_bits)
     inside = KEPT * card.kept_elements(work.tokens, padded=work.padded, training=False)
     inside += SCORES * card.heads * work.tokens
-    return round(FLOAT * (work.peak_tokens * inside + (card.macs if work.edge_bits < 32 else 0)))
+    return round(FLOAT * (work.peak_tokens * inside + (card.macs if unpacks else 0)))
 
 
 def head_working(work: Work) -> int:

@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.plan.bits import layer_bytes as client_layer_bytes
 from fedsplit.plan.bits import server_layer_bytes, torch_bytes, unpacked_bytes, weight_bytes
 from fedsplit.plan.edge import Held, terms
 from fedsplit.plan.model import ModelCard
@@ -150,7 +151,8 @@ def _on_edge(work: Work, topology: Topology, cut: Cut) -> Memory:
             trained=trained_params(work, topology, cut),
         ),
     )
-    return Memory(**{name: int(value) for name, value in found.items()})
+    fewer = weight_bytes(work, (*front, *tail)) - (len(front) + len(tail)) * client_layer_bytes(work, 0)
+    return Memory(**{name: int(value) + (fewer if name == "weights" else 0) for name, value in found.items()})
 
 
 def server_memory(work: Work, topology: Topology, cut: Cut) -> Memory:

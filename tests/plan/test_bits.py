@@ -53,13 +53,13 @@ def test_minilm_and_llama_take_a_seventh_in_four_bits() -> None:
         assert torch_bytes(model, 4, 4) <= 0.15 * torch_bytes(model, 4, 32)
 
 
-@pytest.mark.parametrize("edge", [False])
+@pytest.mark.parametrize("edge", [False, True])
 def test_the_sums_are_the_closed_forms(edge: bool) -> None:
     """Of any choice of ranks and bits: never below what it takes, above by the matrix that none may have to unpack."""
     chance = random.Random(7)
     for topology, cut in [(Topology.LOCAL, Cut(4, 4)), (Topology.U, Cut(1, 3)), (Topology.V, Cut(2, 4))]:
         run = run_file(plan=FEWER)
-        asked = question(device(500, 1e10, 1e6), run)
+        asked = question(device(500, 1e10, 1e6, edge=edge), run)
         work = step_of(asked)[1][0]
         segment = segment_of(work, topology, cut, asked.device, (2, 8), bits=(32, 8, 4))
         for _ in range(30):
