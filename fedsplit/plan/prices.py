@@ -174,11 +174,15 @@ class Shelf:
     def _refine(
         self, pace: Pace, found: Seconds, variant_KO: Ints, fits_VKO: NDArray[np.bool_], *, serial: bool
     ) -> None:
-        """Put the fastest variant in the place of the first that fits, at every cut that may then be the fastest."""
+        """Put the fastest variant in the place of the first that fits, at every cut that may then be the fastest.
+
+        Where a round has a limit, at every cut: the fastest step may have factors that come too late.
+        """
         least_KO, fits_KO = pace.least(self._cuts, found, self._least_served), fits_VKO.any(axis=0)
         best_K = np.where(fits_KO, found.total_KO, np.inf).min(axis=1, initial=np.inf, keepdims=True)
         # One after the other, nothing is faster than one micro-batch whose layers are computed once.
-        rows, columns = np.nonzero(fits_KO & (least_KO <= best_K) & ((variant_KO > 0) | (not serial)))
+        may_KO = fits_KO if self.limits.dated else fits_KO & (least_KO <= best_K)
+        rows, columns = np.nonzero(may_KO & ((variant_KO > 0) | (not serial)))
         at = rows.astype(np.int64), columns.astype(np.int64)
         if not at[0].size:
             return
