@@ -107,6 +107,22 @@ def test_arrays_equal_the_closed_forms(question: Question) -> None:
         assert found[best] == fits[0]
 
 
+def test_a_cut_that_is_slower_but_in_time_is_found() -> None:
+    """What cannot be the fastest may still be the fastest in time: factors count for a round, and not for a step."""
+    run = RunFile(
+        model=ModelSection(path="x", task="classification", max_length=32),
+        policy=PolicySection(shares_labels=True, exposes_tokens=True, round_s=100.0),
+        train=TrainSection(batch=6, optimizer="sgd"),
+        plan=PlanSection(overlap=True, checkpoint=False),
+    )
+    slow = device(3, 1e8, 1e4, runtime_bytes=0)
+    [question] = questions(card(config_of("bert", num_hidden_layers=2), "classification", 5), {"c": slow}, run).values()
+    shelf = Shelf(question=question)
+    block = shelf.block([question])
+    found = {one: shelf.option(question, block, 0, column).fits for column, one in enumerate(shelf.grid.chosen)}
+    assert found == {(option.topology, option.cut): option.fits for option in options_of(question)[0]}
+
+
 def test_a_block_is_its_rows() -> None:
     model = card(config_of("llama", num_hidden_layers=4), "causal-lm")
     run = RunFile(model=ModelSection(path="x", max_length=32), policy=OPEN)
