@@ -42,6 +42,7 @@ class Task:
     rounds: int
     steps: int
     test_rows: int
+    bits: int = 32
 
 
 TASKS = {
@@ -127,6 +128,8 @@ clients = 4
 deadline_s = 1800.0
 [policy]
 exposes_tokens = true
+[server]
+bits = {bits}
 """
 CLIENT = """
 [[clients]]
@@ -144,15 +147,17 @@ def rows(
     rounds: int = 0,
     seed: int = 0,
     test_rows: int = 0,
+    bits: int = 32,
     device: Device = "cpu",
 ) -> Sequence[Row]:
     """Train four clients in mixed topologies on real data and measure the global adapter on the test file.
 
-    ``data``: the folder with the data sets. ``task``: e2e, ag_news or all. ``rounds``: fewer, to try it out.
+    ``data``: the folder with the data sets. ``task``: e2e, ag_news or all. ``rounds``: fewer, to try it out. ``bits``:
+    of the matrices in the body; the adapter is measured on the model as it is in its files.
     """
     check_device(device)
-    some = chosen(task, data)
-    return [measured(replace(one, rounds=rounds or one.rounds), data, seed, test_rows, device) for one in some]
+    some = [replace(one, rounds=rounds or one.rounds, bits=bits) for one in chosen(task, data)]
+    return [measured(one, data, seed, test_rows, device) for one in some]
 
 
 def chosen(task: str, data: Path) -> list[Task]:
@@ -187,6 +192,7 @@ def measured(task: Task, data: Path, seed: int, test_rows: int, device: str) -> 
         return {
             "task": task.name,
             "clients": "local, u, u, w",
+            "body_bits": task.bits,
             "steps": task.rounds * task.steps,
             "metric": task.metric,
             "before": exam.of(first_state(base, run))[task.metric],
@@ -202,7 +208,7 @@ def _write(task: Task, data: Path, folder: Path, seed: int) -> Path:
     files = _client_files(task, data / task.folder / "train.jsonl.gz", folder, seed)
     model = task.model if task.model == "minilm" else (data / task.model).resolve().as_posix()
     last = LAYERS[task.model]
-    text = RUN.format(name=task.name, folder=folder.as_posix())
+    text = RUN.format(name=task.name, folder=folder.as_posix(), bits=task.bits)
     every = max(1, task.rounds // 4)
     text += task.settings.format(model=model, rounds=task.rounds, steps=task.steps, every=every)
     plans = [("local", ""), ("u", f"cut = [1, {last - 1}]"), ("u", f"cut = [2, {last}]"), ("w", "")]
