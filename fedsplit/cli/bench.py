@@ -30,6 +30,7 @@ BENCHES = (
     Verb("large", "fedsplit.cli.bench_large:rows", "Steps of a small client on a model of 1.2 billion parameters."),
     Verb("bits", "fedsplit.cli.bench_bits:rows", "Frozen matrices in 16, 8 and 4 bits: bytes, peaks, steps."),
     Verb("edge", "fedsplit.cli.bench_edge:rows", "A client without torch against the same client in torch."),
+    Verb("mixed", "fedsplit.cli.bench_mixed:rows", "A device without torch beside torch against torch everywhere."),
     Verb("plan", "fedsplit.cli.bench_plan:rows", "How long planning takes, and what simpler rules would give."),
     Verb("emulated", "fedsplit.cli.bench_emulated:rows", "The planned cut against all others, on emulated devices."),
     Verb("merge", "fedsplit.cli.bench_merge:rows", "Merging a round from thin factors against the dense SVD."),

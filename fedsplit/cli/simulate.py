@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,12 +84,14 @@ def run_processes(
     emulate: bool = False,
     fleet: str = "",
     flags: Sequence[str] = (),
+    join_flags: Mapping[str, Sequence[str]] | None = None,
 ) -> Simulated:
     """One server and one process for every ``[[clients]]``; returns when all have ended.
 
     ``profile``: what every client says of itself where the run file names no device (this machine's by default).
     ``device``: where the server's body runs. ``emulate``: hold every client to its device's profile; ``fleet``: a fleet
-    file or name whose members the clients' devices are. ``flags``: of ``fedsplit serve``, beside its own.
+    file or name whose members the clients' devices are. ``flags``: of ``fedsplit serve``, beside its own;
+    ``join_flags``: of ``fedsplit join``, by client.
 
     :raises ConfigError: the run file has no clients with data, or with ``emulate`` one without a device.
     :raises OutOfMemory: a client took more memory than its emulated device could give.
@@ -111,7 +113,8 @@ def run_processes(
         for section in run.clients:
             of = str(profiles.get(section.name) or section.device or profile or "")
             state = _state(run, run_file) / section.name
-            crew.start(section.name, _joining(section, address, of, state, emulation), _threads(section, emulation))
+            verb = [*_joining(section, address, of, state, emulation), *(join_flags or {}).get(section.name, ())]
+            crew.start(section.name, verb, _threads(section, emulation))
         crew.wait()
         server = crew.finished.pop("", None)
         return Simulated(_folder(run, run_file), server, dict(crew.finished))

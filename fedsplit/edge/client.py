@@ -83,6 +83,11 @@ class EdgeClient:
         """Squared gradient norm of every tensor that learns here."""
         return self._part.squares()
 
+    @property
+    def gradients(self) -> Mapping[str, Floats]:
+        """What was added up since the last step, by tensor name; to look at, not to write to."""
+        return self._part.gradients
+
     def scale(self, factor: float) -> None:
         """Multiply the gradients."""
         self._part.scale(factor)

@@ -171,6 +171,11 @@ class EdgePart:
         """Squared gradient norm of every tensor that learns, in name order."""
         return self._stepper.squares() if self._stepper is not None else ()
 
+    @property
+    def gradients(self) -> Mapping[str, Floats]:
+        """What was added up since the last step, by tensor name."""
+        return self._stepper.grads if self._stepper is not None else {}
+
     def scale(self, factor: float) -> None:
         """Multiply the gradients."""
         if self._stepper is not None:

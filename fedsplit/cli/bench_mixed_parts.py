@@ -1,0 +1,165 @@
+"""Gradients of a client's share of a step, in torch and in exported graphs, tensor by tensor, in one process.
+
+A run shows losses and, after a round, factors; gradients stay where they are computed. So the same client is computed
+here three times beside each other, each with a body of its own: in torch, in graphs on their own way from the same
+start, and in graphs that take torch's factors before every step. Legend: B samples, T tokens, N valid tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsplit.config.run import RunFile
+from fedsplit.data.batches import Batch
+from fedsplit.edge.client import EdgeClient
+from fedsplit.exchange.part import Part
+from fedsplit.exchange.rate import clip_factor, learning_rate
+from fedsplit.exchange.step import dropout_key, label_tokens
+from fedsplit.lora.adapter import Adapter, select
+from fedsplit.plan.types import ClientPlan, Topology
+from fedsplit.split.base import Base
+from fedsplit.split.lora import read, write
+from fedsplit.split.rows import pack, unpack
+from fedsplit.split.segment import Span, build
+from fedsplit.split.tensors import from_wire, to_wire
+from fedsplit.train.batch import as_torch
+from fedsplit.train.optim import make, squares
+from fedsplit.train.part import ClientPart
+from fedsplit.train.start import first_state
+from fedsplit.wire.tensors import WireTensor
+
+Grads = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Largest difference of a tensor's gradient over all steps, relative to the tensor's largest entry.
+
+    ``same``: from the same factors in every step. ``own``: each on its own way from the same start. ``losses``: the
+    largest relative difference of the loss on its own way.
+    """
+
+    same: float
+    own: float
+    losses: float
+
+
+def gradients(base: Base, run: RunFile, plan: ClientPlan, steps: Sequence[Sequence[Batch]], folder: Path) -> Apart:
+    """Train ``plan`` (``u`` or ``w``) on ``steps`` in torch and in the graphs in ``folder``."""
+    config = base.config.to_dict()
+    parts: list[Part] = [ClientPart(base, plan, run)]
+    parts += [EdgeClient(folder, plan, run, config, threads=1) for _ in range(2)]
+    theirs, own, same = (_Lane(base, run, part) for part in parts)
+    found = []
+    for number, batches in enumerate(steps):
+        rate = learning_rate(run.train, number, len(steps))
+        same.take(theirs)
+        losses = [lane.backward(batches, number) for lane in (theirs, own, same)]
+        wanted = theirs.grads
+        loss = abs(losses[1] / losses[0] - 1)
+        found.append(Apart(furthest(same.grads, wanted), furthest(own.grads, wanted), loss))
+        theirs.step(rate)
+        own.step(rate)
+    return Apart(*(max(values) for values in zip(*((one.same, one.own, one.losses) for one in found), strict=True)))
+
+
+def furthest(found: Grads, wanted: Grads) -> float:
+    """The largest difference in any tensor, relative to that tensor's largest entry; inf where the names differ."""
+    if found.keys() != wanted.keys():
+        return float("inf")
+    return max(float(apart(found[name], wanted[name])) for name in wanted)
+
+
+def apart(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """Relative to the largest entry; of a tensor of zeros, absolute."""
+    return float(np.abs(found - wanted).max() / (np.abs(wanted).max() or 1.0))
+
+
+class _Lane:
+    """A client's part with a body of its own, both starting from the run's first factors."""
+
+    def __init__(self, base: Base, run: RunFile, part: Part) -> None:
+        state = first_state(base, run)
+        self.run, self.part, self.head = run, part, state.head
+        part.load(state.adapter, state.head)
+        self.body = _Body(base, run, part.plan)
+        self.body.load(state.adapter)
+
+    def take(self, other: _Lane) -> None:
+        """Start from the factors that ``other`` has now."""
+        self.part.load(*other.part.read())
+        self.body.load(other.body.read())
+
+    def backward(self, batches: Sequence[Batch], step: int) -> float:
+        """The step's mean loss; gradients stay until ``step``."""
+        total, tokens = 0.0, label_tokens(batches)
+        for micro, batch in enumerate(batches):
+            key = dropout_key(self.run.run.seed, "bench", step, micro)
+            h_ND = self.body.forward(batch, self.part.forward(micro, batch, key))
+            loss, g_ND = self.part.tail(batch, h_ND, tokens, key)
+            self.part.backward(micro, self.body.backward(batch, g_ND))
+            total += loss
+        return total
+
+    @property
+    def grads(self) -> Grads:
+        if isinstance(self.part, EdgeClient):
+            mine: Grads = self.part.gradients
+        else:
+            assert isinstance(self.part, ClientPart)
+            mine = _arrays(self.part.params)
+        return {**mine, **_arrays(self.body.params)}
+
+    def step(self, rate: float) -> None:
+        clip = clip_factor([*self.part.squares(), *squares(self.body.params)], self.run.train.clip)
+        self.part.step(clip, rate)
+        self.body.step(clip, rate)
+
+
+class _Body:
+    """The layers between front and tail, in torch, as a server has them."""
+
+    def __init__(self, base: Base, run: RunFile, plan: ClientPlan) -> None:
+        assert plan.topology in (Topology.U, Topology.W)
+        self._span, self._train = Span(plan.cut.c1, plan.cut.c2, embeds=False, heads=False), run.train
+        model = run.model
+        self._segment = build(
+            base, self._span, task=model.task, num_labels=len(model.labels), lora=run.lora, dtype=model.dtype
+        )
+        self.params: dict[str, Tensor] = {}
+
+    def load(self, adapter: Adapter) -> None:
+        layers = set(range(self._span.lo, self._span.hi))
+        self.params = write(select(adapter, layers=layers), {}, self._segment)
+        self._optimizer = make(self._train, self.params)
+
+    def read(self) -> Adapter:
+        return read(self.params, self._segment)[0]
+
+    def forward(self, batch: Batch, h_ND: WireTensor) -> WireTensor:
+        rows = as_torch(batch).rows
+        self._in = unpack(from_wire(h_ND, torch.device("cpu")), rows).requires_grad_()
+        self._out = self._segment.run(rows, self._in, self.params)
+        return to_wire(pack(self._out.detach(), rows))
+
+    def backward(self, batch: Batch, g_ND: WireTensor) -> WireTensor:
+        rows = as_torch(batch).rows
+        self._out.backward(unpack(from_wire(g_ND, torch.device("cpu")), rows))
+        assert self._in.grad is not None
+        return to_wire(pack(self._in.grad, rows))
+
+    def step(self, clip: float, rate: float) -> None:
+        self._optimizer.step(clip=clip, rate=rate)
+        for value in self.params.values():
+            value.grad = None
+
+
+def _arrays(params: Mapping[str, Tensor]) -> Grads:
+    return {name: value.grad.numpy() for name, value in params.items() if value.grad is not None}
