@@ -70,10 +70,11 @@ def rows(
 ) -> Sequence[Row]:
     """Losses, factors, gradients and the final metric of a run with a device without torch against torch everywhere.
 
-    All errors are the largest of all steps, relative (of tensors: to the largest entry). ``gradient_error``: from equal
-    factors; ``gradient_error_own_way``: from factors that each side has trained itself. ``data``: a folder with
-    ``ag_news/``; without it documentation strings, or random words for the random models ``bert`` and ``llama``.
-    ``dropout``: leave the base model's own dropout on, which graphs do not have.
+    Errors are the largest of all steps, relative. ``gradient_error``: of a step's whole gradient, from equal factors;
+    ``…_tensor``: of any tensor, to its largest entry; ``…_own_way``: so, from factors that each side trained itself.
+    ``torch_to_float64_tensor``: so, of torch's own rounding. ``data``: a folder with ``ag_news/``; without it
+    documentation strings, or random words for the random model ``bert``. ``dropout``: leave the base model's own on,
+    which graphs do not have.
     """
     if wrong := [name for name in words(optimizers) if name not in RATES]:
         raise ConfigError([Problem("--optimizers", repr(wrong[0]), f"some of {', '.join(RATES)}")])
@@ -148,7 +149,9 @@ class Mixed:
             "steps": self.shape.rounds * self.shape.steps,
             "loss_error": max(abs(others[at] / losses[at] - 1) for at in losses),
             "factor_error": max(apart(found[key], wanted[key]) for key in wanted),
-            "gradient_error": beside.same,
+            "gradient_error": beside.whole,
+            "gradient_error_tensor": beside.same,
+            "torch_to_float64_tensor": beside.exact,
             "gradient_error_own_way": beside.own,
             "accuracy_torch": f"{metric:.3f}",
             "accuracy_mixed": f"{other_metric:.3f}",
