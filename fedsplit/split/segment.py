@@ -234,7 +234,7 @@ class Segment:
             if lo == hi:
                 return h_BTD
             context = self._context(rows, h_BTD)
-            for index in (layer for layer in self.span.layers if lo <= layer < hi):
+            for index in (layer for layer in range(lo, hi) if layer not in self.span.skips):
                 if checkpoint and self._keeps(index, h_BTD, params):
                     h_BTD = self._layer_twice(index, h_BTD, context, params, dropout)
                 else:

@@ -24,7 +24,7 @@ Make = Callable[..., Party]
 
 PLAIN = "threads = 1"
 SETTINGS: dict[str, object] = {
-    "model__max_length": 8, "lora__rank": 64, "train__rounds": 1, "train__steps": 1, "train__batch": 1,
+    "model__max_length": 8, "lora__rank": 56, "train__rounds": 1, "train__steps": 1, "train__batch": 1,
     "train__micro_batches": 1, "evaluate__clients": False, "policy__topologies": ["local"], "plan__layers": "fit",
     "plan__checkpoint": False, "plan__coverage": 1,
 }  # fmt: skip
@@ -38,7 +38,7 @@ def small(run: Party, share: float) -> Party:
     [work] = step_of(asked)[1]
     low, high = (
         priced(asked, Topology.LOCAL, Cut(depth, depth), [with_changes(work, ranks=ranks)]).memory.total
-        for ranks in ((0,) * (depth - 1) + (64,), ())
+        for ranks in ((0,) * (depth - 1) + (56,), ())
     )
     run.device = replace(LAPTOP, free_memory_bytes=int((low + share * (high - low)) / 0.9) + 1)
     return run
