@@ -52,6 +52,7 @@ def test_memory() -> None:
     assert rows[0]["below_local_bytes"] == 0
 
 
+@pytest.mark.soak
 def test_growth() -> None:
     rows = bench_growth.rows(steps=50, batch=2, tokens=16, model="llama", topologies="w", hidden=HIDDEN, layers=LAYERS)
     assert [row["process"] for row in rows] == ["server", "w-device"]
@@ -59,6 +60,7 @@ def test_growth() -> None:
     assert all(isinstance(row["growth_bytes_per_1000_steps"], int) for row in rows)
 
 
+@pytest.mark.soak
 def test_large(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", "llama", hidden=HIDDEN, layers=LAYERS)
     [row] = bench_large.rows(model=str(model), topologies="w", tokens=16)

@@ -15,6 +15,7 @@ from fedsplit.errors import ConfigError
 from fedsplit.testing.models import tiny
 
 
+@pytest.mark.soak
 def test_a_device_without_torch_takes_less(tmp_path: Path) -> None:
     model = tiny(tmp_path / "model", "bert", layers=1, num_labels=6, vocab_size=512)
     [row] = rows(models=str(model), topologies="w", bits="8", batch=2, tokens=9, steps=4)

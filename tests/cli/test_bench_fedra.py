@@ -8,6 +8,7 @@ from fedsplit.cli.bench_fedra import numbers, plan_of, rows
 from fedsplit.errors import ConfigError
 
 
+@pytest.mark.soak
 def test_fewer_layers_take_less_memory_and_time() -> None:
     found = rows(held="8,1", trained="1", layers=8, hidden=192, batch=16, tokens=64, steps=5)
     whole, one, frozen = found

@@ -198,6 +198,7 @@ def stage(tmp_path: Path, rows: Callable[[str], dict[str, Rows]]) -> Iterator[Ca
         one.__exit__()
 
 
+@pytest.mark.soak
 def test_processes_over_tcp_fetch_and_hold_their_layers(
     stage: Callable[[str], Stage], rooms_party: Callable[..., Party], devices: Mapping[str, DeviceProfile]
 ) -> None:

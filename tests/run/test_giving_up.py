@@ -23,6 +23,7 @@ from tests.run.processes import Stage
 U, LOCAL = 'topology = "u"\ncut = [1, 3]', 'topology = "local"'
 
 
+@pytest.mark.soak
 def test_processes_over_tcp(tmp_path: Path, rows: Callable[[str], dict[str, Rows]]) -> None:
     """More steps than fit before the deadline, three times."""
     text = run_file({"a": U}, rounds__deadline_s=1.0, train__steps=5000)

@@ -185,7 +185,8 @@ def stage(tmp_path: Path, rows: Callable[[str], dict[str, Rows]]) -> Iterator[Ca
         one.__exit__()
 
 
-@pytest.mark.parametrize("name", ["flora", *(pytest.param(n, marks=pytest.mark.soak) for n in METHODS[:3])])
+@pytest.mark.soak
+@pytest.mark.parametrize("name", METHODS)
 def test_processes_over_tcp_end_with_the_same_bits(stage: Callable[[str], Stage], reference: Make, name: str) -> None:
     """The server is killed in the third round and started again; its folds come from the disk."""
     text = run_file(TWO, method__name=name, train__rounds=3)

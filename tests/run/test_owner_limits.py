@@ -101,6 +101,7 @@ def test_the_result_is_that_of_a_run_without_limits(
     assert all(event.committed for event in closed), "a device that is away fails no round"
 
 
+@pytest.mark.soak
 def test_who_leaves_is_not_waited_for_where_there_is_a_quorum(stage: Callable[[str], Stage]) -> None:
     text = run_file(CLIENTS, **{**SMALL, "train__rounds": 6, "rounds__quorum": 2, "rounds__deadline_s": 600.0})
     run = stage(text)

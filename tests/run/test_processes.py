@@ -82,6 +82,7 @@ def test_the_server_then_a_client_are_killed_and_started_again(
     assert clients["a"].finished.before == before.metrics
 
 
+@pytest.mark.soak
 def test_everybody_is_interrupted_and_started_again(
     minilm: Path, stage: Callable[..., Stage], references: Callable[[str], str]
 ) -> None:

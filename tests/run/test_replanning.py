@@ -93,6 +93,7 @@ def test_devices_as_fast_as_their_profiles_stay(party: Make) -> None:
     assert not still.all(Moved)
 
 
+@pytest.mark.soak
 def test_processes_are_killed_right_after_they_moved(tmp_path: Path, rows: Callable[[str], dict[str, Rows]]) -> None:
     """Profiles so slow that what is measured is beyond any doubt: everybody shall take more layers. The devices have no
     copy of the model: they fetch the weights of the new plan when they are told of it, and for the way back nothing."""
