@@ -60,14 +60,20 @@ class Process:
 
     def end(self, expected: int = 0) -> str:
         """Wait for the end and its exit code; what it said on standard error."""
-        code = self.child.wait(LIMIT_S)
-        for thread in self._threads:
-            thread.join(LIMIT_S)
-        self.child.stdout and self.child.stdout.close()
-        self.child.stderr and self.child.stderr.close()
+        code = self.close()
         assert code == expected, f"{' '.join(self.words)} ended with {code}: {self.error}"
         assert "Traceback" not in self.error
         return self.error
+
+    def close(self) -> int:
+        """Wait for its end, read what is left; its exit code."""
+        code = self.child.wait(LIMIT_S)
+        for thread in self._threads:
+            thread.join(LIMIT_S)
+        for stream in (self.child.stdout, self.child.stderr):
+            if stream is not None:
+                stream.close()
+        return code
 
     def signal(self, number: signal.Signals) -> None:
         self.child.send_signal(number)
@@ -112,7 +118,7 @@ class Stage:
         for process in self._started:
             if process.child.poll() is None:
                 process.child.kill()
-            process.child.wait(LIMIT_S)
+            process.close()
 
     def start(self, *words: str, program: tuple[str, ...] = Process.program) -> Process:
         """Any verb. ``program``: what runs it, ``python -m fedsplit``."""
