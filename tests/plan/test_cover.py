@@ -131,6 +131,7 @@ def test_small_devices_share_the_layers_of_a_deep_model_out() -> None:
 
 
 def test_without_scipy_it_is_said_and_the_layers_are_covered_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("scipy")
     devices, run = fleet(*map(between, (0.6, 0.7, 0.6))), run_file(1)
     exactly = solve(MODEL, devices, run)
     monkeypatch.setattr(cover, "solver_here", lambda: False)
@@ -204,6 +205,7 @@ def test_more_than_there_are_clients_is_refused_with_the_run_file() -> None:
 
 
 def test_a_sample_of_the_candidates_covers_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("scipy")
     low, high = sizes(DEEP)
     devices = {f"pi-{n}": device(low + (0.5 + 0.05 * n) * (high - low), 1e10, 1e6) for n in range(4)}
     monkeypatch.setattr(cover, "MOST_EXACT", 100)

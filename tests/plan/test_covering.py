@@ -64,12 +64,14 @@ def test_without_the_program_it_covers_only_what_can_be_and_mostly_that() -> Non
 
 
 def test_what_is_enough_stays() -> None:
+    pytest.importorskip("scipy")
     task = instance(3, least=0)
     for picks in (greedy(task), *filter(None, [exact(task)])):
         assert [int(pick_J[0]) for pick_J in picks] == [row.count for row in task.rows] or cost_of(task, picks)[2] == 0
 
 
 def test_nobody_is_slowed_down_where_another_need_not_be() -> None:
+    pytest.importorskip("scipy")
     """Both could train the missing layer: the one whose step stays below the slowest does."""
     trains = np.array([[False, True], [True, False]])
     slow = Row(count=1, trains_JL=trains, seconds_J=np.array([4.0, 6.0]), loss_J=np.array([0, 0]))
@@ -82,6 +84,7 @@ def test_nobody_is_slowed_down_where_another_need_not_be() -> None:
 
 
 def test_many_clients_and_layers_take_a_moment() -> None:
+    pytest.importorskip("scipy")
     task = instance(1, clients=30, candidates=40, layers=24, least=3)
     found = greedy(task)
     assert cost_of(task, found)[0] == 0

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import stats
 
 from fedsplit.errors import ConfigError, DataError
 from fedsplit.exchange import metrics
 from fedsplit.exchange.selection import DEFAULT, HIGHER_IS_BETTER, Selection, better, metric_of
+
+stats = pytest.importorskip("scipy.stats")
 from fedsplit.seeds import generator
 
 ROWS, CLASSES = 101, 7
