@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from fedsplit.errors import ConfigError, DataError
 from fedsplit.exchange import metrics
 from fedsplit.exchange.selection import DEFAULT, HIGHER_IS_BETTER, Selection, better, metric_of
+from fedsplit.seeds import generator
 
 stats = pytest.importorskip("scipy.stats")
-from fedsplit.seeds import generator
 
 ROWS, CLASSES = 101, 7
 
