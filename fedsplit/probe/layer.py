@@ -37,7 +37,7 @@ class Shape:
         return self.rows * self.tokens * (4 * macs + 3 * attention + 6 * lora)
 
 
-Pass = Callable[[], None]
+Pass = Callable[[], object]
 """Runs the layer forward and backward once, and waits until it is done."""
 
 
@@ -77,7 +77,10 @@ def torch_pass(shape: Shape, dtype: str, device: str) -> Pass:
 
 
 def numpy_pass(shape: Shape) -> Pass:
-    """The layer in NumPy, float32: projections, attention and feed-forward, and the gradients that come back."""
+    """The layer in NumPy, float32: projections, attention and feed-forward, and the gradients that come back.
+
+    A call gives the gradient of the layer's input, (rows x tokens, hidden).
+    """
     D, width = shape.hidden, shape.ffn
     source = np.random.Generator(np.random.Philox(0))
 
@@ -93,7 +96,7 @@ def numpy_pass(shape: Shape) -> Pass:
     def flat(y: Array) -> Array:
         return y.transpose(0, 2, 1, 3).reshape(shape.rows * shape.tokens, D)
 
-    def once() -> None:
+    def once() -> Array:
         q, k, v = (heads(x_ND @ weight.T) for weight in attention[:3])
         scores = q @ k.swapaxes(-1, -2) * (D // shape.heads) ** -0.5
         p = np.exp(scores - scores.max(-1, keepdims=True))
@@ -108,5 +111,6 @@ def numpy_pass(shape: Shape) -> Pass:
         dp = p * (da @ v.swapaxes(-1, -2))
         for part, weight in zip((dp @ k, dp.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ da), attention, strict=False):
             dy = dy + flat(part) @ weight
+        return np.asarray(dy, np.float32)
 
     return once

@@ -222,7 +222,6 @@ class Segment:
     ) -> Tensor:
         """Layers [lo, hi) of the span's, (B, T, D) to (B, T, D); those it skips leave the hidden states as they are.
         With ``h_BTD`` None the embedding comes first.
-
         ``dropout`` None: masks come from torch's generator in forward order. ``train``: whether dropout is on; by
         default where gradients are recorded. ``checkpoint``: a layer keeps its input alone and is computed again on
         the way back, with the same masks and hence the same numbers.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedsplit.devices.find import own, own_path
@@ -70,7 +71,11 @@ def test_operations_are_counted_as_the_planner_counts_them() -> None:
 
 
 def test_the_numpy_layer_runs_at_any_shape() -> None:
-    numpy_pass(Shape(hidden=12, ffn=20, heads=3, rows=2, tokens=5))()
+    gradient = numpy_pass(Shape(hidden=12, ffn=20, heads=3, rows=2, tokens=5))()
+    assert isinstance(gradient, np.ndarray)
+    assert (gradient.shape, gradient.dtype) == ((10, 12), np.float32)
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).min() > 0
 
 
 class Server:

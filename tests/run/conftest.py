@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from fedsplit.testing.faults import Faults
-from tests.run.party import Party
+from tests.run.party import Party, written
+from tests.run.processes import Stage
 
 Rows = list[dict[str, object]]
 
@@ -52,6 +53,21 @@ def rows(texts: list[str]) -> Callable[[str], dict[str, Rows]]:
         }
 
     return make
+
+
+@pytest.fixture
+def stage(tmp_path: Path, rows: Callable[[str], dict[str, Rows]]) -> Iterator[Callable[[str], Stage]]:
+    """``stage(run_file)``: its processes, with rows for clients ``a``, ``b`` and ``c``; ended afterwards."""
+    made: list[Stage] = []
+
+    def make(text: str) -> Stage:
+        data = {name: written(tmp_path / f"{name}.jsonl", own) for name, own in rows("abc").items()}
+        made.append(Stage(tmp_path, text, data))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.__exit__()
 
 
 @pytest.fixture

@@ -185,6 +185,24 @@ class Party:
         self.world.run()
         return self
 
+    def killed(self, server: Faults, client: tuple[str, int] | None = None) -> Party:
+        """To the end, with the server killed where ``server`` says and started again; after that client ``a``, too, at
+        the message of that kind in that round."""
+        self.server_faults, self.faults = server, Faults()
+        self.start()
+        self.world.run(until=lambda: self.actors["server"].done)
+        assert self.actors["server"].crashed
+        self.server_faults = Faults()
+        if client is not None:
+            self.faults.crash(client[0], client="a", round=client[1])
+        self.serve_again()
+        if client is not None:
+            self.world.run(until=lambda: self.actors["a"].done)
+            assert self.actors["a"].crashed
+            self.dealers["a"].cut()
+            self.join("a")
+        return self.finish()
+
     @property
     def digest(self) -> str:
         """Of the final adapter."""

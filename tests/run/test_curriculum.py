@@ -100,18 +100,7 @@ def test_nothing_of_it_leaves_the_device(wired: Wired) -> None:
 def test_a_server_and_a_client_that_die_leave_no_trace(party: Make, rows: Callable[[str], dict[str, Rows]]) -> None:
     """A client that is started again goes on with what it measured of the first state."""
     run = party(LOCAL, data=few(rows), **SETTINGS, start=False)
-    run.server_faults, run.faults = Faults().crash("update", round=1), Faults()
-    run.start()
-    run.world.run(until=lambda: run.actors["server"].done)
-    assert run.actors["server"].crashed
-    run.server_faults = Faults()
-    run.faults.crash("start", client="a", round=2)
-    run.serve_again()
-    run.world.run(until=lambda: run.actors["a"].done)
-    assert run.actors["a"].crashed
-    run.dealers["a"].cut()
-    run.join("a")
-    run.finish()
+    run.killed(Faults().crash("update", round=1), ("start", 2))
     said = [event for event in run.events if "how difficult" in getattr(event, "text", "")]
     assert len(said) == 2, "each client measures once"
     assert run.digest == party(LOCAL, data=few(rows), **SETTINGS).digest

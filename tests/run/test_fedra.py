@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -29,8 +28,8 @@ from fedsplit.wire.messages import DataSummary, Update
 from fedsplit_client.session import Offer
 from fedsplit_server.planning import Planning
 from tests.reference.fedra import aggregate
-from tests.run.conftest import Rows, run_file
-from tests.run.party import LAPTOP, Party, base_of, written
+from tests.run.conftest import run_file
+from tests.run.party import LAPTOP, Party, base_of
 from tests.run.processes import Stage
 
 Make = Callable[..., Party]
@@ -158,16 +157,7 @@ def test_room_for_all_is_fedavg(party: Make, reference: Make) -> None:
 def test_a_server_and_a_client_that_die_leave_no_trace(rooms_party: Callable[..., Party]) -> None:
     clean = rooms_party().start().finish()
     run = rooms_party()
-    run.server_faults, run.faults = Faults().crash("update", round=1), Faults()
-    run.start()
-    run.world.run(until=lambda: run.actors["server"].done)
-    run.server_faults = Faults()
-    run.faults.crash("update", client="a", round=2)
-    run.serve_again()
-    run.world.run(until=lambda: run.actors["a"].done)
-    run.dealers["a"].cut()
-    run.join("a")
-    run.finish()
+    run.killed(Faults().crash("update", round=1), ("update", 2))
     assert run.digest == clean.digest
 
 
@@ -182,20 +172,6 @@ def test_what_the_method_decides_is_not_decided_twice() -> None:
 
 
 # ---- real processes --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def stage(tmp_path: Path, rows: Callable[[str], dict[str, Rows]]) -> Iterator[Callable[[str], Stage]]:
-    made: list[Stage] = []
-
-    def make(text: str) -> Stage:
-        data = {name: written(tmp_path / f"{name}.jsonl", own) for name, own in rows("abc").items()}
-        made.append(Stage(tmp_path, text, data))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.__exit__()
 
 
 @pytest.mark.soak

@@ -106,17 +106,7 @@ def test_a_mask_one_way_only(party: Make) -> None:
 def test_a_server_and_a_client_that_die_leave_no_trace(party: Make, reference: Make) -> None:
     settings = flasc() | {"lora__dropout": 0.2}
     run = party(CLIENTS, **settings, start=False)
-    run.server_faults, run.faults = Faults().crash("update", round=1), Faults()
-    run.start()
-    run.world.run(until=lambda: run.actors["server"].done)
-    assert run.actors["server"].crashed
-    run.server_faults = Faults()
-    run.faults.crash("commit", client="a", round=2)
-    run.serve_again()
-    run.world.run(until=lambda: run.actors["a"].done)
-    run.dealers["a"].cut()
-    run.join("a")
-    run.finish()
+    run.killed(Faults().crash("update", round=1), ("commit", 2))
     clean = reference(CLIENTS, **settings)
     assert run.digest == clean.digest
     assert all(part.B_MR.any() for part in clean.keeper.state.adapter.values())

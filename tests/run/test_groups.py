@@ -59,13 +59,7 @@ def test_clients_measure_the_adapter_of_their_group(clean: Party) -> None:
 
 def test_a_server_that_dies_goes_on_with_all_groups(clean: Party, party: Make) -> None:
     run = party(CLIENTS, **SETTINGS, start=False)
-    run.server_faults, run.faults = Faults().crash("update", round=1), Faults()
-    run.start()
-    run.world.run(until=lambda: run.actors["server"].done)
-    assert run.actors["server"].crashed
-    run.server_faults = Faults()
-    run.serve_again()
-    run.finish()
+    run.killed(Faults().crash("update", round=1))
     assert state_digest(run.keeper.state) == state_digest(clean.keeper.state)
     assert run.digest == clean.digest
 

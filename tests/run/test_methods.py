@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -19,8 +18,8 @@ from fedsplit.testing.faults import Faults
 from fedsplit.train.start import first_state, refuse_dead
 from fedsplit.wire.messages import Evaluate, Start, Update
 from fedsplit_server.serve import method_of
-from tests.run.conftest import Rows, run_file
-from tests.run.party import Party, base_of, written
+from tests.run.conftest import run_file
+from tests.run.party import Party, base_of
 from tests.run.processes import Stage
 
 Make = Callable[..., Party]
@@ -44,17 +43,7 @@ def test_the_split_trains_what_one_machine_trains(party: Make, reference: Make, 
 def test_a_server_and_a_client_that_die_leave_no_trace(party: Make, reference: Make, name: str) -> None:
     settings: dict[str, object] = {"method__name": name, "train__rounds": 3, "lora__dropout": 0.2}
     run = party(CLIENTS, **settings, start=False)
-    run.server_faults, run.faults = Faults().crash("update", round=1), Faults()
-    run.start()
-    run.world.run(until=lambda: run.actors["server"].done)
-    assert run.actors["server"].crashed
-    run.server_faults = Faults()
-    run.faults.crash("commit", client="a", round=2)
-    run.serve_again()
-    run.world.run(until=lambda: run.actors["a"].done)
-    run.dealers["a"].cut()
-    run.join("a")
-    run.finish()
+    run.killed(Faults().crash("update", round=1), ("commit", 2))
     assert run.digest == reference(CLIENTS, **settings).digest
 
 
@@ -169,20 +158,6 @@ def test_a_client_that_lost_its_folds_is_given_all(party: Make, reference: Make)
 
 
 # ---- real processes --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def stage(tmp_path: Path, rows: Callable[[str], dict[str, Rows]]) -> Iterator[Callable[[str], Stage]]:
-    made: list[Stage] = []
-
-    def make(text: str) -> Stage:
-        data = {name: written(tmp_path / f"{name}.jsonl", own) for name, own in rows("ab").items()}
-        made.append(Stage(tmp_path, text, data))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.__exit__()
 
 
 @pytest.mark.soak

@@ -105,17 +105,7 @@ def test_one_client_alone_trains_as_ever(party: Make) -> None:
 
 def test_a_server_and_a_client_that_die_leave_no_trace(clean: Party, party: Make) -> None:
     run = party(CLIENTS, **SETTINGS, start=False)
-    run.server_faults, run.faults = Faults().crash("update", round=0, client="c"), Faults()
-    run.start()
-    run.world.run(until=lambda: run.actors["server"].done)
-    assert run.actors["server"].crashed
-    run.server_faults = Faults()
-    run.faults.crash("commit", client="a", round=1)
-    run.serve_again()
-    run.world.run(until=lambda: run.actors["a"].done)
-    run.dealers["a"].cut()
-    run.join("a")
-    run.finish()
+    run.killed(Faults().crash("update", round=0, client="c"), ("commit", 1))
     assert state_digest(run.keeper.state) == state_digest(clean.keeper.state)
     for name in CLIENTS:
         assert bits(own(run, name)) == bits(own(clean, name))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,26 +18,12 @@ from fedsplit.cli.verbs import VERBS
 from fedsplit.devices.limits import Limits
 from fedsplit.events import Event, Finished, Left, Note, RoundClosed, RoundStarted, from_json
 from tests.run.conftest import Rows, run_file
-from tests.run.party import Party, written
+from tests.run.party import Party
 from tests.run.processes import ROOT, Stage
 
 CLIENTS = {"a": 'topology = "u"\ncut = [1, 3]', "b": 'topology = "w"', "c": 'topology = "local"'}
 SMALL: dict[str, object] = {"train__rounds": 2, "train__steps": 2, "evaluate__every": 0, "evaluate__clients": False}
 MakeRows = Callable[[str], dict[str, Rows]]
-
-
-@pytest.fixture
-def stage(tmp_path: Path, rows: MakeRows) -> Iterator[Callable[[str], Stage]]:
-    made: list[Stage] = []
-
-    def make(text: str) -> Stage:
-        data = {name: written(tmp_path / f"{name}.jsonl", own) for name, own in rows("abc").items()}
-        made.append(Stage(tmp_path, text, data))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.__exit__()
 
 
 class Limited:

@@ -6,7 +6,7 @@ The bits to reach come from the same run in one process over the link in memory.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from fedsplit.config.load import loads
 from fedsplit.events import Measured, RoundClosed, RoundStarted, StepDone
 from tests.run.conftest import Rows, run_file
-from tests.run.party import Party, written
+from tests.run.party import Party
 from tests.run.processes import Process, Stage
 
 CLIENTS = {"a": 'topology = "u"\ncut = [1, 3]', "b": 'topology = "w"', "c": 'topology = "local"'}
@@ -45,20 +45,6 @@ def references(tmp_path_factory: pytest.TempPathFactory, rows: MakeRows) -> Call
         return known[text]
 
     return digest
-
-
-@pytest.fixture
-def stage(tmp_path: Path, rows: MakeRows) -> Iterator[Callable[..., Stage]]:
-    made: list[Stage] = []
-
-    def make(text: str) -> Stage:
-        data = {name: written(tmp_path / f"{name}.jsonl", own) for name, own in rows("abc").items()}
-        made.append(Stage(tmp_path, text, data))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.__exit__()
 
 
 def test_the_server_then_a_client_are_killed_and_started_again(
