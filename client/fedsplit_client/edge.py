@@ -14,9 +14,10 @@ from fedsplit.config.run import RunFile
 from fedsplit.data.images import preparation
 from fedsplit.data.tokenizer import load as load_tokenizer
 from fedsplit.edge.client import EdgeClient
+from fedsplit.edge.follow import dropped
 from fedsplit.edge.manifest import FILE
 from fedsplit.errors import ConfigError, DataError, Problem
-from fedsplit.events import Emit
+from fedsplit.events import Emit, Note
 from fedsplit.exchange.feed import Reading
 from fedsplit.plan.card import card
 from fedsplit.plan.types import ClientPlan
@@ -77,7 +78,11 @@ class EdgeBackend:
     def fetched(self, bulk: Dealer, offer: Offer, folder: Path, name: str, emit: Emit) -> EdgeModel:
         for place, assets in _places(offer, folder).items():
             fetch_all(bulk, assets, place, client=name, run=offer.run.run.name, emit=emit)
-        return self._opened(offer, folder)
+        opened = self._opened(offer, folder)
+        if share := dropped(opened.config):
+            what = f"this model drops up to {share:.0%} of what its layers hand on while torch trains them"
+            emit(Note(client=name, text=f"{what}; the layers on this device drop nothing"))
+        return opened
 
     def left_by(self, earlier: Sequence[ClientPlan], offer: Offer, folder: Path) -> EdgeModel | None:
         return None if self.to_fetch(offer, folder) else self._opened(offer, folder)

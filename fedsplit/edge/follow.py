@@ -11,6 +11,7 @@ from fedsplit.edge.manifest import FILE, Manifest
 from fedsplit.errors import DataError, PlanError
 from fedsplit.exchange.follow import check_plan, held_layers
 from fedsplit.plan.card import card
+from fedsplit.plan.config_fields import SHARES
 from fedsplit.plan.types import ClientPlan, Topology
 
 HEADS, STREAMED = ("head", "scores"), ("finish", "finish_grad")
@@ -46,6 +47,11 @@ def check(manifest: Manifest, plan: ClientPlan, run: RunFile, config: Mapping[st
     if wrong:
         fix = "delete the folder and join again"
         raise DataError(f"the graphs are not those of the plan ({'; '.join(wrong)}); {fix}", str(folder / FILE))
+
+
+def dropped(config: Mapping[str, Any]) -> float:
+    """The largest share that the base model's own layers drop while torch trains them. Graphs drop nothing."""
+    return max(float(config.get(name) or 0.0) for name in SHARES)
 
 
 def _ranks(manifest: Manifest) -> dict[int, int]:

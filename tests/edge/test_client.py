@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from fedsplit.config.run import LoraSection, ModelSection, RunFile
-from fedsplit.edge.follow import check
+from fedsplit.edge.follow import check, dropped
 from fedsplit.edge.manifest import Manifest, Table
 from fedsplit.errors import ConfigError, DataError, MissingExtra, PlanError
 from fedsplit.plan.types import ClientPlan, Cut, LayerPlan, Topology
@@ -64,6 +64,11 @@ def test_dropout_is_refused_with_two_ways_out(tmp_path: Path) -> None:
     run = replace(RUN, lora=LoraSection(rank=3, dropout=0.1))
     with pytest.raises(PlanError, match=r"lora\.dropout = 0\.1, expected 0 .*lora\.dropout = 0, or .*--backend torch"):
         check(MANIFEST, PLAN, run, CONFIG, tmp_path)
+
+
+def test_a_models_own_dropout_is_seen() -> None:
+    assert dropped(CONFIG) == 0.0
+    assert dropped(CONFIG | {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": None}) == 0.1
 
 
 def present(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsplit.events import RoundCost, StepDone
+from fedsplit.events import Note, RoundCost, StepDone
 from fedsplit.plan.card import card
 from fedsplit.plan.memory import client_memory
 from fedsplit.plan.types import Cut, Topology
@@ -47,6 +47,8 @@ def test_minilm_within_512_mb(minilm: Path, tmp_path: Path, monkeypatch: pytest.
         wait_for(lambda: any(isinstance(event, StepDone) for event in device.events), limit_s=5 * LIMIT_S)  # exporting
         for process in (device, server):
             process.end()
+    said = [event.text for event in device.events if isinstance(event, Note)]
+    assert any("drops up to 10% " in text for text in said), "MiniLM's own dropout, which graphs leave out"
     costs = [event for event in server.events if isinstance(event, RoundCost)]
     assert len(costs) == 2
     config = json.loads((minilm / "config.json").read_text("utf-8"))
