@@ -20,8 +20,7 @@ pytest.importorskip("onnxscript")
 from fedsplit import assets  # noqa: E402
 from fedsplit.edge.client import EdgeClient  # noqa: E402
 from fedsplit.lora.adapter import flatten  # noqa: E402
-from fedsplit.lora.sparse import VALUES  # noqa: E402
-from fedsplit.wire.messages import Update  # noqa: E402
+from fedsplit.wire.messages import Backward, Forward, Update  # noqa: E402
 from tests.run.conftest import run_file  # noqa: E402
 from tests.run.party import Party, written  # noqa: E402
 from tests.run.processes import LIMIT_S, Process, Stage, wait_for  # noqa: E402
@@ -126,9 +125,18 @@ def test_it_is_asked_without_torch(run: Run) -> None:
     assert "predict 'fedsplit://…' asks a server" in process.end(expected=8)
 
 
-def test_a_mask_is_obeyed_without_torch(tmp_path: Path, run: Run) -> None:
-    """FLASC with the graphs of the run: as many entries come back as torch sends, and the losses are torch's."""
-    settings: dict[str, object] = {**SETTINGS, "method__name": "flasc", "method.options__server_opt": "replace"}
+PARTS: dict[str, dict[str, object]] = {
+    "a mask": {"method__name": "flasc", "method.options__server_opt": "replace"},
+    "a factor that rests": {"method__name": "rolora"},
+    "factors of its own": {"method__name": "fedsa-lora"},
+    "codecs": {"wire__codecs": ["int8"]},
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_parts_of_methods_are_carried_out_without_torch(tmp_path: Path, run: Run, parts: dict[str, object]) -> None:
+    """With the graphs of the run: messages as large as torch's, and torch's losses."""
+    settings: dict[str, object] = {**SETTINGS, **parts}
     config = json.loads((assets.path("pydoc-llama") / "config.json").read_text("utf-8"))
     seen: list[Party] = []
     for which in ("edge", "torch"):
@@ -137,8 +145,19 @@ def test_a_mask_is_obeyed_without_torch(tmp_path: Path, run: Run) -> None:
             if which == "edge":
                 party.parts["a"] = lambda offer: EdgeClient(run.graphs, offer.plan, offer.run, config, threads=1)
             seen.append(party.start().finish())
-    sizes = [[p.tensors[VALUES].nbytes for p in one.ends["a"].sent if isinstance(p.message, Update)] for one in seen]
+    sizes = [
+        [
+            {name: tensor.nbytes for name, tensor in packet.tensors.items()}
+            for packet in one.ends["a"].sent
+            if isinstance(packet.message, Update | Forward | Backward)
+        ]
+        for one in seen
+    ]
     assert sizes[0] == sizes[1]
-    assert len(sizes[0]) == 2
+    assert sum(isinstance(packet.message, Update) for packet in seen[0].ends["a"].sent) == 2
+    sent = next(packet for packet in seen[0].ends["a"].sent if isinstance(packet.message, Forward))
+    assert sent.tensors["h"].codec == ("int8" if "wire__codecs" in parts else "raw")
     edge, plain = (losses(one.events, "a") for one in seen)
-    np.testing.assert_allclose(edge, plain, rtol=1e-4)
+    assert len(edge) == 2 * STEPS
+    # A value between two steps of a codec may be rounded to either.
+    np.testing.assert_allclose(edge, plain, rtol=1e-2 if "wire__codecs" in parts else 1e-4)
