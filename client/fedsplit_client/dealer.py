@@ -124,11 +124,15 @@ class Dealer:
         :raises RemoteProtocolError: what arrived is not a packet. :raises LinkError: lost for longer than the patience.
         """
         deadline = time.monotonic() + timeout_s
+        noticed = False
         while True:
             try:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
             except zmq.Again:
-                if self._notice() or not self._sleep(deadline):
+                if noticed:
+                    return None
+                noticed = self._notice()  # then look once more: a last word may have come right before the loss
+                if not noticed and not self._sleep(deadline):
                     return None
                 continue
             packet = decode([frame.buffer for frame in frames], self._limits)

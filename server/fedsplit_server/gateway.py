@@ -24,8 +24,10 @@ from fedsplit.wire.limits import Limits
 from fedsplit.wire.messages import Bye, Message, Refuse
 from fedsplit_server.zap import DOMAIN, Zap
 
-LAST_WORDS_S = 2.0
-"""Closing waits this long for a Bye that is still on its way."""
+LAST_WORDS_S = 5.0
+"""Closing waits this long for those who were told Bye to hang up."""
+_AGAIN_S = 0.05
+"""A Bye is said again this often until then."""
 _REASON_LETTERS = 500
 """A reason quotes what was found, and what was found is up to the sender."""
 
@@ -66,7 +68,7 @@ class Gateway:
         # A context of its own: ZeroMQ allows one authenticator a context, and one process may run several servers.
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._zap = Zap(self._context) if keys else None
-        self._linger_s = 0.0
+        self._byes: dict[bytes, list[Frame]] = {}
         self.broken = 0
         """Packets that were not packets, so far."""
         self._socket = self._context.socket(zmq.ROUTER)
@@ -103,10 +105,10 @@ class Gateway:
         :raises Closed: that connection is gone. :raises Timeout: the client does not take what was sent before.
         :raises LocalProtocolError: the packet is beyond the limits.
         """
-        nbytes = self.send_frames(identity, encode(message, tensors, self._limits))
+        frames = encode(message, tensors, self._limits)
         if isinstance(message, Bye):
-            self._linger_s = LAST_WORDS_S
-        return nbytes
+            self._byes[identity] = frames
+        return self.send_frames(identity, frames)
 
     def send_frames(self, identity: bytes, frames: list[Frame]) -> int:
         """Send what may not even be a packet; for tests. Raises like ``send``."""
@@ -122,10 +124,25 @@ class Gateway:
 
     def close(self) -> None:
         """Stop listening and drop what was not sent, but for a last Bye. Safe to call twice."""
-        self._socket.close(linger=round(self._linger_s * 1000))
+        self._say_byes()
+        self._socket.close(linger=0)
         self._context.term()
         if self._zap:
             self._zap.join()
+
+    def _say_byes(self) -> None:
+        """Until everybody who was told so has hung up: lingering may close over the last bytes of a full connection."""
+        until = time.monotonic() + LAST_WORDS_S
+        while self._byes and time.monotonic() < until:
+            time.sleep(_AGAIN_S)
+            for identity, frames in list(self._byes.items()):
+                try:
+                    self._socket.send_multipart([identity, *frames], zmq.DONTWAIT, copy=False)
+                except zmq.Again:
+                    continue
+                except zmq.ZMQError:
+                    del self._byes[identity]
+        self._byes.clear()
 
     def __enter__(self) -> Gateway:
         return self
