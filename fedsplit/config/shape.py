@@ -200,7 +200,8 @@ def _empty(info: inspect.Type) -> Any:
 def _example(key: str, info: inspect.Type, path: str) -> str:
     if isinstance(info, inspect.StructType):
         return f"a section [{key}]"
-    return f'{key} = "…"' + (f" to [{path}]" if path else "")
+    value = "…" if isinstance(info, inspect.IntType | inspect.FloatType | inspect.BoolType) else '"…"'
+    return f"{key} = {value}" + (f" to [{path}]" if path else "")
 
 
 def _word(given: Any, info: inspect.Type) -> str:

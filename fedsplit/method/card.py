@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from fedsplit.errors import InternalError
-from fedsplit.method.options import Option, Value, checked, options_of
+from fedsplit.method.options import Option, Value, checked, made, options_of
 from fedsplit.method.record import Method, Phases
 
 P = ParamSpec("P")
@@ -64,13 +64,13 @@ class Factory(Generic[P, M]):
     def build(self, options: Mapping[str, Value]) -> M:
         """The method with options of a run file. Raises ConfigError on unknown ones and wrong types, all at once."""
         make: Callable[..., M] = self
-        return make(**checked(self._make, options, f"method {self.name}"))
+        return made(make, checked(self._make, options, f"method {self.name}"))
 
     @property
     def card(self) -> Card:
         """The card; capabilities are those of the method with its defaults, of all phases together."""
-        made: Method | Phases = self.build({})
-        methods = made.methods if isinstance(made, Phases) else (made,)
+        built: Method | Phases = self.build({})
+        methods = built.methods if isinstance(built, Phases) else (built,)
         return Card(
             name=self.name,
             title=self.title,

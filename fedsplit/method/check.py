@@ -119,6 +119,12 @@ RULES: tuple[Rule, ...] = (
         {"start": stock.averaged},
     ),
     Rule(
+        ("merge", "start"),
+        lambda method: method.merge_rule.empties and not method.start.redraws,
+        "it leaves both factors zero, and from there no gradient leads away",
+        {"start": stock.redrawn},
+    ),
+    Rule(
         ("layers", "topology"),
         lambda method: method.layers.rooms and method.topology.allowed != stock.local.allowed,
         "a server's part of the model would have to leave out the same layers for each client",

@@ -47,13 +47,18 @@ def weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
 
 
 def merge_rule(
-    *, exact: bool = False, equal_ranks: bool = False, secure_sum: bool = False, mutates_base: bool = False
+    *,
+    exact: bool = False,
+    equal_ranks: bool = False,
+    secure_sum: bool = False,
+    mutates_base: bool = False,
+    empties: bool = False,
 ) -> Callable[[MergeFunction], Merge]:
     """Decorate a merge function with what is true of it (see ``Merge``)."""
 
     def declare(function: MergeFunction) -> Merge:
         name = getattr(function, "__name__", "merge")
-        return Merge(name, function, exact, equal_ranks, secure_sum, mutates_base)
+        return Merge(name, function, exact, equal_ranks, secure_sum, mutates_base, empties)
 
     return declare
 
@@ -64,7 +69,7 @@ def fedavg(parts: Sequence[LowRank], p_K: Sequence[float], memory: Memory) -> Me
     return Merged(mean(parts, p_K))
 
 
-@merge_rule(exact=True, mutates_base=True)
+@merge_rule(exact=True, mutates_base=True, empties=True)
 def fold_all(parts: Sequence[LowRank], p_K: Sequence[float], memory: Memory) -> Merged:
     """The ideal aggregate goes into the base, the adapter begins again from nothing (see ``stock.redrawn``)."""
     whole = total(parts, p_K)

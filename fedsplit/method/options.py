@@ -10,10 +10,11 @@ import inspect
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fedsplit.errors import ConfigError, InternalError, Problem
 
+T = TypeVar("T")
 Value = int | float | str | bool
 _PLAIN: tuple[type, ...] = (bool, int, float, str)
 
@@ -74,6 +75,20 @@ def checked(
     if problems:
         raise ConfigError(problems)
     return arguments
+
+
+def made(make: Callable[..., T], arguments: Mapping[str, Any], path: str = "method.options") -> T:
+    """``make(**arguments)``; where it refuses one of them, the ConfigError names its place below ``path``."""
+    try:
+        return make(**arguments)
+    except ConfigError as error:
+        places = [one.path.rpartition(".")[2] for one in error.problems]
+        raise ConfigError(
+            [
+                problem._replace(path=f"{path}.{name}") if name in arguments else problem
+                for problem, name in zip(error.problems, places, strict=True)
+            ]
+        ) from None
 
 
 def _unknown(path: str, name: str, owner: str, known: Mapping[str, Option]) -> Problem:

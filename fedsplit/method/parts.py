@@ -242,7 +242,8 @@ class Merge:
     """From the parts of one module to the next global factors.
 
     ``exact``: adapter + fold equal the weighted sum of the products. ``equal_ranks``: needs one rank in a module.
-    ``secure_sum``: needs nothing but weighted sums of the factors. ``mutates_base``: returns folds. The defaults are
+    ``secure_sum``: needs nothing but weighted sums of the factors. ``mutates_base``: returns folds.
+    ``empties``: all goes into the fold and the factors come back as zeros, so a new draw must follow. The defaults are
     what has to be assumed of a plain function.
     """
 
@@ -252,6 +253,7 @@ class Merge:
     equal_ranks: bool = False
     secure_sum: bool = False
     mutates_base: bool = True
+    empties: bool = False
 
     def __call__(self, parts: Sequence[LowRank], p_K: Sequence[float], memory: Memory) -> Merged:
         return self.of(parts, p_K, memory)

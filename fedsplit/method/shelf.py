@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 
 from fedsplit.errors import ConfigError, Problem
 from fedsplit.method import merge, ranks, server_opt, stock, weights
-from fedsplit.method.options import Value, checked, options_of
+from fedsplit.method.options import Value, checked, made, options_of
 from fedsplit.method.record import SLOTS, Method
 
 _MODULES: tuple[ModuleType, ...] = (stock, ranks, weights, merge, server_opt)
@@ -63,7 +63,7 @@ def _part(slot: str, given: str | Mapping[str, Value], path: str) -> Any:
         raise ConfigError([Problem(path, repr(name), f"one of {', '.join(known)}", _near(str(name), known))])
     part = known[str(name)]
     if inspect.isfunction(part):
-        return part(**_complete(part, checked(part, options, f"part {name}", path=path), path))
+        return made(part, _complete(part, checked(part, options, f"part {name}", path=path), path), path)
     if options:
         raise ConfigError(
             [Problem(path, f"options {', '.join(options)}", f"none: {name} has no options", "remove them")]

@@ -11,9 +11,11 @@ from fedsplit.cli.chosen_method import flags_of, options_from, with_method
 from fedsplit.cli.main import make_app
 from fedsplit.cli.verbs import VERBS
 from fedsplit.config.load import dumps, load, loads
+from fedsplit.config.run import MethodSection
 from fedsplit.errors import ConfigError, IncompatibleParts
 from fedsplit.method import Method, Phases, phases, stock
 from fedsplit.method.check import between, check
+from fedsplit.method.composed import composed
 from fedsplit.method.of_run import method_of
 from fedsplit.method.parts import Start
 from fedsplit.method.record import SLOTS, part_name
@@ -191,3 +193,13 @@ def test_a_rank_beyond_a_module_is_refused_where_a_run_starts(tmp_path: Path) ->
     refuse_wide(first)
     with pytest.raises(ConfigError, match=r"plan.ranks\[1\]: found 8, expected at most 7; 0/attention.query is 11 x 7"):
         refuse_wide(first, (2, 8))
+
+
+def test_what_a_part_refuses_is_named_by_its_place_in_the_run_file() -> None:
+    share = {"up": 0.0}
+    for section, place in (
+        (MethodSection(name="flasc", options=share), r"^method\.options\.up: found 0\.0"),
+        (MethodSection(but={"mask": {"name": "topk", **share}}), r"^method\.but\.mask\.up: found 0\.0"),
+    ):
+        with pytest.raises(ConfigError, match=place):
+            composed(section)

@@ -310,6 +310,7 @@ BROKEN = {
     ("server_opt", "merge"): Method(merge=exact, server_opt=momentum()),
     ("factors", "merge"): Method(merge=exact, factors=stock.only_B),
     ("start", "merge"): Method(start=stock.redrawn),
+    ("merge", "start"): Method(merge=fold_all),
     ("layers", "topology"): Method(layers=random_rooms),
     ("mask", "merge"): Method(merge=exact, mask=stock.topk(0.25, 0.25)),
     ("local", "probe"): Method(local=stock.curriculum(), topology=stock.local),
@@ -358,7 +359,7 @@ def test_a_part_that_nothing_carries_out_is_refused_not_ignored(slot: str) -> No
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.01, float("nan")])
 def test_a_mask_that_keeps_nothing_or_more_than_all_is_refused(share: float) -> None:
-    with pytest.raises(ConfigError, match=r"mask\.topk\.up: found .*, expected above 0 and at most 1"):
+    with pytest.raises(ConfigError, match=r"method\.options\.up: found .*, expected above 0 and at most 1"):
         build("flasc", {"up": share}, folder=Path())
 
 
