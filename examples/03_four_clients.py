@@ -28,7 +28,7 @@ from fedsplit.config.load import loads
 from fedsplit.data.stdlib import stdlib_folder
 from fedsplit.devices.find import find
 from fedsplit.events import Event, Joined
-from fedsplit.train.exported import export
+from fedsplit.train.exporting import export
 
 # Who owns which sources, and how much of the model each holds (docs/topologies.md).
 OWNERS: dict[str, str] = {"json": "local", "email": "u", "http": "v", "asyncio": "w"}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedsplit.cli.simulate import run_processes as simulate
     from fedsplit.plan.solve import solve as make_plan
     from fedsplit.split.verify import verify
-    from fedsplit.train.exported import export
+    from fedsplit.train.exporting import export
     from fedsplit_client.join import Joined, join
     from fedsplit_server.serve import Served, serve
 
@@ -33,7 +33,7 @@ _PUBLIC = {
     "join": ("fedsplit_client.join", "join"),
     "simulate": ("fedsplit.cli.simulate", "run_processes"),
     "make_plan": ("fedsplit.plan.solve", "solve"),
-    "export": ("fedsplit.train.exported", "export"),
+    "export": ("fedsplit.train.exporting", "export"),
     "Served": ("fedsplit_server.serve", "Served"),
     "Joined": ("fedsplit_client.join", "Joined"),
     "verify": ("fedsplit.split.verify", "verify"),

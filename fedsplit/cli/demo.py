@@ -111,7 +111,7 @@ def demo(
 ) -> None:
     """Three devices and a server on this machine fine-tune a real pretrained model together, over encrypted TCP."""
     from fedsplit.cli.demo_alone import Measured, measure
-    from fedsplit.train.exported import export
+    from fedsplit.train.exporting import export
 
     console = Console(highlight=False, stderr=json)
     assets.path("minilm")

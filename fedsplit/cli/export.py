@@ -1,9 +1,9 @@
-"""``fedsplit export``: a run's result as a plain peft adapter."""
+"""``fedsplit export``: a run's result as a plain peft adapter, or as a complete model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,23 +14,42 @@ if TYPE_CHECKING:
 def export(
     run: Annotated[Path, typer.Argument(help="The run directory that fedsplit serve named at its end.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter folder to write.")] = Path("adapter"),
+    merge: Annotated[
+        Path | None, typer.Option(help="Write the base with the adapter added in, a complete model, to this folder.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="No module has a higher rank; says what that loses.")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Numbers of the merged weights; by default those that the run computed with."),
+    ] = None,
     round: Annotated[int | None, typer.Option(help="Another round than the best one.")] = None,
     group: Annotated[str, typer.Option(help="Whose adapter, where every group of clients has one.")] = "",
 ) -> None:
-    """Write a run's result as a plain peft adapter; loads with peft alone on the untouched base model."""
-    from fedsplit.train import exported
+    """Write a run's result: a peft adapter for the untouched base model, or with --merge a model that needs no peft."""
+    from fedsplit.train import exporting
 
-    card = exported.export(run, out, round, group)
-    typer.echo(f"wrote {out} (round {card.round} of {card.run}). Load it with:")
-    typer.echo(f"  {load_line(out, card)}")
+    place = merge or out
+    card = exporting.export(run, place, round, group, rank=rank, merge=merge is not None, dtype=dtype)
+    typer.echo(f"wrote {place} (round {card.round} of {card.run}). Load it with:")
+    typer.echo(f"  {model_line(str(place), card) if merge else load_line(out, card)}")
+    if rank is not None and card.lost == 0:
+        typer.echo(f"no module has a higher rank than {rank}: nothing was left out")
+    if card.lost > 0:
+        why = " and ".join(["rank"] * (rank is not None) + ["rounding the weights"] * (merge is not None))
+        typer.echo(f"{why} changed what was learnt by {card.lost:.2g} of its length (Frobenius)")
 
 
 def load_line(out: Path, card: Card) -> str:
     """The line of Python that loads an exported adapter."""
     from fedsplit.train.exported import model_folder
 
+    return f'peft.PeftModel.from_pretrained({model_line(str(model_folder(card.model)), card, new_head=True)}, "{out}")'
+
+
+def model_line(folder: str, card: Card, *, new_head: bool = False) -> str:
+    """The line that loads a model. ``new_head``: its config does not say how many labels there are."""
     kinds = {"causal-lm": "CausalLM", "image-classification": "ImageClassification"}
     kind = kinds.get(card.task, "SequenceClassification")
-    count = f", num_labels={1 if card.task == 'regression' else len(card.labels)}" if kind != "CausalLM" else ""
-    model = f'transformers.AutoModelFor{kind}.from_pretrained("{model_folder(card.model)}"{count})'
-    return f'peft.PeftModel.from_pretrained({model}, "{out}")'
+    labels = 1 if card.task == "regression" else len(card.labels)
+    count = f", num_labels={labels}" if new_head and kind != "CausalLM" else ""
+    return f'transformers.AutoModelFor{kind}.from_pretrained("{folder}"{count})'

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedsplit.errors import DataError
@@ -83,3 +85,34 @@ def unwritable(path: Path, error: OSError) -> DataError:
     """The error for a path the disk refuses."""
     reason = error.strerror or type(error).__name__
     return DataError(f"cannot be written: {reason}; free space or choose another folder, nothing was lost", str(path))
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder to fill; it takes the place of ``folder`` once all is written, and is gone where something fails.
+
+    Raises DataError when the disk refuses. What was in ``folder`` is deleted then: ask first whether it may be.
+    """
+    final = folder.absolute()
+    aside = final.with_name(f".{final.name}{ASIDE}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        yield aside
+        _flush_files(aside)
+        if final.exists():
+            drop_folder(final)
+        aside.replace(final)
+        flush_folder(final.parent)
+    except OSError as error:
+        raise unwritable(final, error) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _flush_files(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+    flush_folder(folder)

@@ -1,6 +1,6 @@
-"""A finished adapter on disk: peft's own folder, and beside it what peft does not keep (task, class names, the base).
+"""A run's result: which state of which checkpoint it is, and a peft folder read back with alpha/r absorbed.
 
-``export`` writes it from a run directory, ``read_peft`` turns such a folder into an adapter with alpha/r absorbed.
+``fedsplit.train.exporting`` writes such folders.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.method.of_run import method_of
 from fedsplit.method.record import GlobalState, every
-from fedsplit.method.values import whole
-from fedsplit.split.base import Base, open_base
-from fedsplit.split.lora import key_of, save_peft
+from fedsplit.split.base import Base
+from fedsplit.split.lora import key_of
 from fedsplit.state.rundir import RunDir
 from fedsplit.train.kept import state_of
 
@@ -35,7 +34,8 @@ CARD = "fedsplit.json"
 
 
 class Card(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``model``: what the run file called the base; ``base``: the identity of its weights."""
+    """``model``: what the run file called the base; ``base``: the identity of its weights. ``lost``: what a lower rank
+    or rounded sums left out of what was learnt, as a share of its length (Frobenius)."""
 
     task: Task
     model: str
@@ -45,6 +45,7 @@ class Card(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     run: str = ""
     round: int = 0
     metrics: dict[str, float | None] = {}
+    lost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,33 +97,6 @@ def _one(run: RunFile, state: GlobalState, group: str) -> GlobalState:
         expected = f"one of {', '.join(state.groups)}" if state.groups else "none: this run has one adapter for all"
         raise ConfigError([Problem("--group", group or "none", expected)])
     return state.of(group)
-
-
-def export(folder: Path, out: Path, round: int | None = None, group: str = "") -> Card:
-    """Write the run's adapter as a peft folder, loadable by ``peft.PeftModel.from_pretrained`` on the untouched base.
-
-    What rounds have folded into the base is in it: modules then have a higher rank than those that trained. ``group``:
-    whose adapter, where every group has one.
-
-    :raises ConfigError: as ``of_run``; or ``out`` holds something else.
-    """
-    run, state, metrics = of_run(folder, round, group)
-    if out.exists() and any(out.iterdir()) and not (out / "adapter_config.json").is_file():
-        raise ConfigError([Problem(str(out), "a folder with other files", "a new folder, or one with an adapter")])
-    base = open_base(model_folder(run.model.path))
-    save_peft(whole(state.adapter, state.patch), state.head, base, run.lora, out, task=run.model.task)
-    card = Card(
-        task=run.model.task,
-        model=run.model.path,
-        base=base.identity,
-        labels=run.model.labels,
-        max_length=run.model.max_length,
-        run=run.run.name,
-        round=state.round,
-        metrics=metrics,
-    )
-    (out / CARD).write_bytes(msgspec.json.format(msgspec.json.encode(card), indent=2))
-    return card
 
 
 def read_card(folder: Path) -> Card:

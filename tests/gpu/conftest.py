@@ -19,7 +19,7 @@ import fedsplit
 from fedsplit.config.load import loads
 from fedsplit.data.stdlib import examples
 from fedsplit.devices.find import find
-from fedsplit.train.exported import export
+from fedsplit.train.exporting import export
 from fedsplit_client.join import Joined
 from fedsplit_server.serve import Served
 

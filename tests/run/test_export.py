@@ -20,9 +20,11 @@ from fedsplit import assets
 from fedsplit.cli.main import run as command
 from fedsplit.config.load import loads
 from fedsplit.data.batches import Batch
+from fedsplit.errors import ConfigError
 from fedsplit.exchange.predict import asked
 from fedsplit.split.rows import Rows as Padded
-from fedsplit.train.exported import export, read_card, read_peft
+from fedsplit.train.exported import read_card, read_peft
+from fedsplit.train.exporting import export
 from fedsplit.train.predict import local_logits
 from fedsplit.train.tokenizer import load_tokenizer
 from fedsplit_client.remote import remote_predictor
@@ -46,6 +48,7 @@ class Done:
     """A finished run, exported."""
 
     stage: Stage
+    run: Path
     adapter: Path
     task: str
     link: str
@@ -66,6 +69,7 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         stage.server = stage.serve("--resume", "--keep-open")
         yield Done(
             stage,
+            folder / "run",
             folder / "adapter",
             loads(text).model.task,
             stage.link(),
@@ -80,6 +84,46 @@ def test_peft_alone_gives_the_logits_of_the_folder(done: Done) -> None:
         by_peft, here = peft_logits(done, text), folder_logits(done, text)
         np.testing.assert_allclose(here, by_peft, rtol=0, atol=done.tolerance)
         assert not np.allclose(here, base_logits(done, text), atol=1e-3), "the adapter does nothing"
+
+
+def test_the_merged_model_alone_gives_the_logits_of_the_folder(done: Done, tmp_path: Path) -> None:
+    card = export(done.run, tmp_path / "model", merge=True)
+    kind = AutoModelForCausalLM if done.task == "causal-lm" else AutoModelForSequenceClassification
+    model = kind.from_pretrained(tmp_path / "model")
+    for text in TEXTS:
+        merged, here = stock_logits(model, done, text, tmp_path / "model"), folder_logits(done, text)
+        np.testing.assert_allclose(merged, here, rtol=1e-6, atol=1e-5)
+    assert card.lost == 0
+
+
+def test_a_lower_rank_says_what_it_loses(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, one = base_of("pydoc-llama"), tmp_path / "one"
+    with pytest.raises(SystemExit) as end:
+        command(["export", str(done.run), "-o", str(one), "--rank", "1"])
+    assert not end.value.code
+    exact, near = (read_peft(folder, base, read_card(done.adapter).task).adapter for folder in (done.adapter, one))
+    assert {part.rank for part in near.values()} == {1}
+    off = sum((exact[key] - near[key]).norm() ** 2 for key in exact)
+    share = (off / sum(part.norm() ** 2 for part in exact.values())) ** 0.5
+    assert read_card(one).lost == pytest.approx(share, rel=1e-4)
+    assert f"rank changed what was learnt by {share:.2g} of its length" in capsys.readouterr().out
+
+
+def test_only_its_own_folders_are_replaced(done: Done, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(done.run, out, rank=2)
+    export(done.run, out)
+    assert read_card(out).lost == 0
+    for other in ("notes.txt", "config.json"):
+        (out / other).write_text("mine")
+        with pytest.raises(ConfigError, match=rf"a folder with other files \({other}\)"):
+            export(done.run, out)
+        (out / other).unlink()
+    with pytest.raises(ConfigError, match="a folder with other files"):
+        export(done.run, out, merge=True)
+    with pytest.raises(ConfigError, match="--rank: found 0, expected 1 or more"):
+        export(done.run, tmp_path / "new", rank=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("topology", ["u", "w", "v", "local"])
@@ -143,9 +187,10 @@ def stock(done: Done) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
 
 
-def stock_logits(model: Any, done: Done, text: str) -> NDArray[np.float32]:
+def stock_logits(model: Any, done: Done, text: str, tokenizer: Path | None = None) -> NDArray[np.float32]:
     """(1, C), or (1, V) at the last token."""
-    ids = torch.tensor([AutoTokenizer.from_pretrained(assets.path("pydoc-llama"))(text)["input_ids"]])
+    encode = AutoTokenizer.from_pretrained(tokenizer or assets.path("pydoc-llama"))
+    ids = torch.tensor([encode(text)["input_ids"]])
     with torch.no_grad():
         logits = model.eval()(ids).logits
     found: NDArray[np.float32] = (logits[:, -1] if done.task == "causal-lm" else logits).numpy()
