@@ -52,7 +52,7 @@ learning_rate = 1e-2
 
 [rounds]
 clients = 4
-patience_s = 60
+patience_s = 600
 
 [server]
 port = 0
@@ -82,7 +82,7 @@ def mean_loss(model: Any, text: str) -> float:
 
 def wait_until_joined(name: str) -> None:
     """One after the other: while a model is being put together, transformers and peft change torch for all threads."""
-    while not isinstance(event := events.get(timeout=60), Joined) or event.client != name:
+    while not isinstance(event := events.get(timeout=300), Joined) or event.client != name:
         pass
     print(f"{name} joined: topology {event.topology}, cut {event.cut}")
 
@@ -94,7 +94,7 @@ with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor() as threads:
 
     # The operator: host the run. `ready` gets the line that a device must type, `emit` all that happens.
     server = threads.submit(fedsplit.serve, run, ready=links.put, emit=events.put)
-    link = links.get(timeout=60)
+    link = links.get(timeout=300)
     print(f"{link[:36]}…")
 
     # The owners: each joins with its own rows, its own keys, and what its device can do.

@@ -58,7 +58,7 @@ learning_rate = 1e-2
 
 [rounds]
 clients = 3
-patience_s = 60
+patience_s = 600
 
 [server]
 port = 0
@@ -92,10 +92,10 @@ def train(folder: Path) -> None:
     run = loads(RUN.format(folder=folder.as_posix(), this_file=Path(__file__).resolve().as_posix()))
     with ThreadPoolExecutor() as threads:
         threads.submit(fedsplit.serve, run, ready=links.put, emit=events.put)
-        link, clients = links.get(timeout=60), {}
+        link, clients = links.get(timeout=300), {}
         for name, rows in write_rows(folder).items():
             clients[name] = threads.submit(fedsplit.join, link, rows, name=name, profile=pi, state=folder / name)
-            while not isinstance(events.get(timeout=60), Joined):
+            while not isinstance(events.get(timeout=300), Joined):
                 pass
         for name, client in clients.items():
             result = client.result().result

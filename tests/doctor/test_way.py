@@ -22,6 +22,7 @@ from fedsplit_client.doctor.way import steps, way
 from fedsplit_server.gateway import Gateway
 from fedsplit_server.keys import load_keys
 from fedsplit_server.probes import Probes
+from tests.waiting import LIMIT_S
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +49,11 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JoinLink]:
         thread.start()
         yield join
         over.set()
-        thread.join(10)
+        thread.join(LIMIT_S)
 
 
-def looked(text: object, state: Path) -> dict[str, Finding]:
-    return {one.check: one for one in steps(str(text), state, timeout_s=2.0)}
+def looked(text: object, state: Path, timeout_s: float = LIMIT_S) -> dict[str, Finding]:
+    return {one.check: one for one in steps(str(text), state, timeout_s)}
 
 
 def test_a_server_that_is_right_in_a_process_of_its_own(link: JoinLink, tmp_path: Path) -> None:
@@ -94,18 +95,21 @@ def test_a_name_that_does_not_exist_and_a_line_that_was_cut(tmp_path: Path) -> N
 
 def test_a_program_that_accepts_and_stays_silent(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        found = looked(f"fedsplit://127.0.0.1:{listener.getsockname()[1]}/?unencrypted", tmp_path)
+        found = looked(f"fedsplit://127.0.0.1:{listener.getsockname()[1]}/?unencrypted", tmp_path, timeout_s=0.5)
     assert [*found][-1] == "key"
     assert found["key"].level == "problem"
     assert "does not answer" in found["key"].found
 
 
-def test_it_ends_at_the_deadline_with_what_was_found_so_far(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        link = f"fedsplit://127.0.0.1:{listener.getsockname()[1]}/?unencrypted"
-        found = way(link, tmp_path, deadline_s=3.0)
-    assert [one.check for one in found] == ["link", "name", "port", "server"]
-    assert "no end after 3 s" in found[-1].found
+def test_it_ends_at_the_deadline_with_what_was_found_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    says = "import json, time; print(json.dumps(dict(check='link', level='ok', found='a line')), flush=True)"
+    monkeypatch.setattr("fedsplit_client.doctor.way._MAIN", says + "; time.sleep(600)")
+    for deadline_s in (0.5, 5.0, LIMIT_S):  # so long as this machine needs to start Python
+        found = way("a link", tmp_path, deadline_s=deadline_s)
+        assert f"no end after {deadline_s:.0f} s" in found[-1].found
+        if len(found) > 1:
+            break
+    assert [one.check for one in found] == ["link", "server"]
 
 
 def test_another_protocol(tmp_path: Path) -> None:
@@ -135,4 +139,4 @@ def old_server() -> Iterator[int]:
         thread.start()
         yield port
         over.set()
-        thread.join(10)
+        thread.join(LIMIT_S)

