@@ -50,7 +50,7 @@ class Monitor:
 
     @property
     def trouble(self) -> Trouble:
-        """Why it is not up. A connection without an answer yet counts as silent."""
+        """Why it is not up. A connection without an answer yet counts as silent, unless the one before was refused."""
         return self._trouble
 
     def drain(self) -> bool:
@@ -69,13 +69,17 @@ class Monitor:
     def _take(self, event: int) -> None:
         match event:
             case zmq.EVENT_CONNECTED:
-                self._trouble, self._connected_at = Trouble.SILENT, time.monotonic()
+                # Whoever looks between two attempts shall hear of the refusal.
+                self._trouble = Trouble.REFUSED if self.refusals else Trouble.SILENT
+                self._connected_at = time.monotonic()
             case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self.up, self.since, self.refusals = True, time.monotonic(), 0
                 self.ups += 1
             case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
                 if time.monotonic() - self._connected_at < HANDSHAKE_S * 0.9:
                     self._refused()
+                else:
+                    self._trouble, self.refusals = Trouble.SILENT, 0
             case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self._refused()
                 self.gave_up = True
@@ -84,7 +88,7 @@ class Monitor:
                 # Silence until the next attempt shows more.
                 self._trouble = Trouble.SILENT
             case zmq.EVENT_CLOSED | zmq.EVENT_CLOSE_FAILED:
-                self._trouble = Trouble.NOTHING_LISTENS
+                self._trouble, self.refusals = Trouble.NOTHING_LISTENS, 0
 
     def _refused(self) -> None:
         self._trouble = Trouble.REFUSED
