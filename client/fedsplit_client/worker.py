@@ -22,7 +22,7 @@ from fedsplit.exchange.part import Part
 from fedsplit.exchange.rate import learning_rate
 from fedsplit.exchange.step import At, Line, Outcome, SplitStep, local_step
 from fedsplit.lora.adapter import Adapter, Head, Sides, Tensor, unflatten
-from fedsplit.method.values import whole
+from fedsplit.lora.patch import whole
 from fedsplit.plan.given import scheduled
 from fedsplit.state.personal import ClientRun
 from fedsplit.wire import Packet

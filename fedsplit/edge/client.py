@@ -21,6 +21,7 @@ from fedsplit.edge.part import EdgePart
 from fedsplit.edge.runner import Floats
 from fedsplit.exchange.part import Key
 from fedsplit.lora.adapter import Adapter, Head, Sides
+from fedsplit.lora.patch import Patch
 from fedsplit.plan.types import ClientPlan, Topology
 from fedsplit.wire.tensors import WireTensor
 
@@ -46,7 +47,7 @@ class EdgeClient:
         self._part = EdgePart(folder, run, trains=learning, threads=threads)
         self._open: dict[int, Batch] = {}
 
-    def load(self, adapter: Adapter, head: Head, trains: Sides = "AB", patch: Adapter | None = None) -> None:
+    def load(self, adapter: Adapter, head: Head, trains: Sides = "AB", patch: Patch | None = None) -> None:
         """Start from these factors, with a fresh optimiser. Raises DataError on a ``patch``."""
         self._open = {}
         self._part.load(adapter, head, trains, patch)

@@ -28,6 +28,7 @@ from fedsplit.edge.runner import Floats, Lookup, Runner
 from fedsplit.errors import DataError
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey, Sides
 from fedsplit.lora.lowrank import LowRank
+from fedsplit.lora.patch import Patch
 from fedsplit.plan.edge import LOGITS_BYTES
 
 A, B = ".lora_A.default.weight", ".lora_B.default.weight"
@@ -51,7 +52,7 @@ class EdgePart:
 
     # ---- factors ----------------------------------------------------------------------------------------------------
 
-    def load(self, adapter: Adapter, head: Head, trains: Sides = "AB", patch: Adapter | None = None) -> None:
+    def load(self, adapter: Adapter, head: Head, trains: Sides = "AB", patch: Patch | None = None) -> None:
         """Start from these factors (of the layers held here) with a fresh optimiser. Those not in ``trains`` rest.
 
         Raises DataError where rounds have folded something into the base: the graphs hold its weights as they were.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedsplit.config.run import Task, TrainSection
 from fedsplit.data.batches import Batch
 from fedsplit.lora.adapter import Adapter, Head, Sides
+from fedsplit.lora.patch import Patch
 from fedsplit.plan.types import ClientPlan
 from fedsplit.wire.tensors import WireTensor
 
@@ -40,7 +41,7 @@ class Part(Protocol):
         """Whether the tail is elsewhere, too."""
         ...
 
-    def load(self, adapter: Adapter, head: Head, trains: Sides = "AB", patch: Adapter | None = None) -> None:
+    def load(self, adapter: Adapter, head: Head, trains: Sides = "AB", patch: Patch | None = None) -> None:
         """Start from these factors, with a fresh optimiser. Those not in ``trains`` rest: they get no gradient norm and
         no step. ``patch``: what rounds have folded into the base."""
         ...

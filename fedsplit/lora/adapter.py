@@ -103,9 +103,17 @@ def nbytes(adapter: Adapter, head: Head | None = None) -> int:
     return sum(int(tensor.nbytes) for tensor in flatten(adapter, head).values())
 
 
+def key_in(text: str) -> ModuleKey:
+    """The inverse of ``str(key)``. Raises DataError where it is none."""
+    layer, _, path = text.partition("/")
+    if not path or not layer.removeprefix("-").isdecimal():
+        raise DataError(f"unknown module {text!r}: expected 'LAYER/PATH'")
+    return ModuleKey(int(layer), path)
+
+
 def _parse(name: str) -> tuple[ModuleKey, str]:
-    layer, _, rest = name.partition("/")
-    path, _, side = rest.rpartition("/")
+    module, _, side = name.rpartition("/")
+    layer, _, path = module.partition("/")
     if side not in ("A", "B") or not path or not layer.removeprefix("-").isdecimal():
         raise DataError(f"unknown tensor {name!r}: expected 'LAYER/PATH/A', 'LAYER/PATH/B' or 'head/NAME'")
     return ModuleKey(int(layer), path), side

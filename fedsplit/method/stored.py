@@ -1,6 +1,7 @@
 """The global state as named arrays and a few numbers, as checkpoints keep it.
 
-Factors and head have their flat names; beside them ``memory/NAME`` and ``fold/VERSION/LAYER/PATH/A`` and ``.../B``.
+Factors and head have their flat names; beside them ``memory/NAME`` and ``fold/VERSION/LAYER/PATH/A`` and ``.../B``,
+or, of a sum that is thin no more, ``.../W``.
 What a group has for itself lies under ``group/NAME/``, under the same names.
 """
 
@@ -12,10 +13,14 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from fedsplit.errors import DataError
-from fedsplit.lora.adapter import Tensor, digest_arrays, flatten, unflatten
+from fedsplit.lora.adapter import ModuleKey, Tensor, digest_arrays, flatten, key_in, unflatten
+from fedsplit.lora.lowrank import LowRank
+from fedsplit.lora.patch import Dense, Patch, Step, Sum
 from fedsplit.method.values import Fold, GlobalState, Group
 
 FOLD, MEMORY, GROUP = "fold/", "memory/", "group/"
+WHOLE = "/W"
+"""Ending of a matrix's name, where a sum of folds is no factors."""
 _COUNTERS = ("round", "adapter_version", "base_version")
 
 
@@ -31,7 +36,8 @@ def unpack(arrays: Mapping[str, Tensor], counters: Mapping[str, Any]) -> GlobalS
     """The inverse of ``pack``; other entries of ``counters`` are ignored. Raises DataError on a wrong name."""
     groups: dict[str, dict[str, Tensor]] = {}
     everybody: dict[str, Tensor] = {}
-    folds, others = unpack_folds(arrays)
+    steps, others = unpack_folds(arrays)
+    folds = tuple(Fold(step.version, _products(step)) for step in steps)
     for name, array in others.items():
         if name.startswith(GROUP):
             group, _, inner = name.removeprefix(GROUP).partition("/")
@@ -56,12 +62,12 @@ def _unpacked(arrays: Mapping[str, Tensor]) -> Group:
     return Group(*unflatten(factors), memory)
 
 
-def pack_folds(folds: Iterable[Fold]) -> dict[str, Tensor]:
+def pack_folds(folds: Iterable[Fold | Step]) -> dict[str, Tensor]:
     """Folds under their flat names, as they are kept and as they travel."""
-    return {f"{FOLD}{fold.version}/{name}": array for fold in folds for name, array in flatten(fold.patch).items()}
+    return {f"{FOLD}{fold.version}/{name}": array for fold in folds for name, array in _flat(fold.patch).items()}
 
 
-def unpack_folds(arrays: Mapping[str, Tensor]) -> tuple[tuple[Fold, ...], dict[str, Tensor]]:
+def unpack_folds(arrays: Mapping[str, Tensor]) -> tuple[tuple[Step, ...], dict[str, Tensor]]:
     """(folds by version, all other arrays). Raises DataError on a wrong name."""
     patches: dict[int, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
@@ -71,7 +77,26 @@ def unpack_folds(arrays: Mapping[str, Tensor]) -> tuple[tuple[Fold, ...], dict[s
             continue
         version, _, inner = name.removeprefix(FOLD).partition("/")
         patches.setdefault(_count(f"the version in {name}", version), {})[inner] = array
-    return tuple(Fold(version, unflatten(patches[version])[0]) for version in sorted(patches)), others
+    return tuple(Step(version, _patch(patches[version])) for version in sorted(patches)), others
+
+
+def _flat(patch: Patch) -> dict[str, Tensor]:
+    flat: dict[str, Tensor] = {}
+    for key, part in sorted(patch.items()):
+        flat |= {f"{key}{WHOLE}": part.W_MN} if isinstance(part, Dense) else flatten({key: part})
+    return flat
+
+
+def _products(step: Step) -> dict[ModuleKey, LowRank]:
+    if wide := [key for key, part in step.patch.items() if isinstance(part, Dense)]:
+        raise DataError(f"fold {step.version} of {wide[0]} is a matrix: a state has every fold as its factors")
+    return {key: part for key, part in step.patch.items() if isinstance(part, LowRank)}
+
+
+def _patch(arrays: Mapping[str, Tensor]) -> dict[ModuleKey, Sum]:
+    wide = {key_in(name.removesuffix(WHOLE)): Dense(array) for name, array in arrays.items() if name.endswith(WHOLE)}
+    factors = unflatten({name: array for name, array in arrays.items() if not name.endswith(WHOLE)})[0]
+    return {**factors, **wide}
 
 
 def weights_digest(state: GlobalState) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import Array, LowRank, stack
+from fedsplit.lora.patch import Patch, summed, whole
 
 SERVER = "@server"
 """Name of the update that stands for a server copy which trained on behalf of many clients."""
@@ -99,9 +100,16 @@ class GlobalState:
     head: Head = field(default_factory=dict)
     memory: Mapping[str, Array] = field(default_factory=dict)
     folds: tuple[Fold, ...] = ()
+    """All of them, exactly, whatever becomes of their sum."""
     notes: tuple[str, ...] = ()
     groups: Mapping[str, Group] = field(default_factory=dict)
     """By name; a group that never trained has the state's own adapter, which stays the first one beside groups."""
+    patch: Patch = field(default_factory=dict)
+    """What the folds add up to, which is what computes. It comes from them where it is not given."""
+
+    def __post_init__(self) -> None:
+        if self.folds and not self.patch:
+            object.__setattr__(self, "patch", summed(fold.patch for fold in self.folds))
 
     def of(self, group: str) -> GlobalState:
         """The state as one group sees it: the same rounds and versions, its own factors."""
@@ -111,9 +119,9 @@ class GlobalState:
         return replace(self, adapter=mine.adapter, head=mine.head, memory=mine.memory, groups={})
 
     @property
-    def patch(self) -> Adapter:
-        """All folds as one low-rank patch a module: what is added to the file's weights."""
-        return folded(self.folds)
+    def learnt(self) -> dict[ModuleKey, LowRank]:
+        """All folds and the adapter as factors beside the file's weights; ranks add up, at most to min(M, N)."""
+        return whole(self.adapter, folded(self.folds))
 
     @staticmethod
     def first(adapter: Adapter, head: Head | None = None) -> GlobalState:
@@ -126,21 +134,9 @@ class GlobalState:
 
 
 def folded(folds: Iterable[Fold]) -> dict[ModuleKey, LowRank]:
-    """The sum of ``folds``, side by side in the order of their versions, whatever order they came in."""
+    """The sum of ``folds`` as factors side by side in the order of their versions, however wide they get."""
     parts: dict[ModuleKey, list[LowRank]] = {}
     for fold in sorted(folds, key=lambda fold: fold.version):
         for key, part in fold.patch.items():
             parts.setdefault(key, []).append(part)
     return {key: stack(parts[key]) for key in sorted(parts)}
-
-
-def whole(adapter: Adapter, patch: Adapter) -> dict[ModuleKey, LowRank]:
-    """Factors that do beside the file's weights what ``adapter`` does beside the patched ones. Ranks add up, at most to
-    min(M, N); an adapter that is zero adds none."""
-    found = dict(adapter)
-    for key in adapter.keys() & patch.keys():
-        part, fold = adapter[key], patch[key]
-        if bool((part.B_MR != 0).any()) and bool((part.A_RN != 0).any()):
-            fold = stack((fold, part.astype(fold.dtype)))
-        found[key] = fold.astype("float64").compress().astype(part.dtype)
-    return found

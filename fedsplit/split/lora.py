@@ -26,6 +26,7 @@ from fedsplit.config.run import LoraSection, Task
 from fedsplit.errors import ConfigError
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import LowRank
+from fedsplit.lora.patch import Patch, thin
 from fedsplit.split.base import Base
 from fedsplit.split.beside import LEFT, RIGHT
 from fedsplit.split.inject import TASK_TYPES, saved, scale_of, targets
@@ -95,14 +96,13 @@ def write(adapter: Adapter, head: Head, segment: Segment, trains: str = "AB") ->
     return params
 
 
-def write_patch(patch: Adapter, segment: Segment) -> dict[str, Tensor]:
+def write_patch(patch: Patch, segment: Segment) -> dict[str, Tensor]:
     """Constants for what rounds have folded into this segment's modules: to be passed beside the factors."""
     params = {}
     for key, (a, _) in keys(segment).items():
         if key in patch:
             module, part = a.rpartition(".lora_")[0], patch[key]
-            (m, n), rank = part.shape, part.rank
-            if rank * (m + n) < m * n:
+            if isinstance(part, LowRank) and thin(part):
                 params[module + RIGHT] = torch.from_numpy(_float32(part.A_RN)).to(segment.device)
                 params[module + LEFT] = torch.from_numpy(_float32(part.B_MR)).to(segment.device)
             else:

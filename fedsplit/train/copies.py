@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsplit.config.run import TrainSection
 from fedsplit.lora.adapter import Adapter, Head, select
+from fedsplit.lora.patch import Patch
 from fedsplit.split.lora import read, write, write_patch
 from fedsplit.split.segment import Segment
 from fedsplit.train.optim import Stepper, finite, make, squares
@@ -92,7 +93,7 @@ class Copies:
         own: Mapping[str, Adapter],
         *,
         trains: str = "AB",
-        patch: Adapter | None = None,
+        patch: Patch | None = None,
     ) -> None:
         """Every member starts from the global factors, cut to what is its ``own``; a copy that all share from
         ``common``. In shared modes the optimiser's state stays, but of a factor that rests: ``trains`` has the others.

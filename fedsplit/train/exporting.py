@@ -16,7 +16,6 @@ from fedsplit.errors import ConfigError, Problem
 from fedsplit.lora.adapter import Adapter, ModuleKey
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.method.record import GlobalState
-from fedsplit.method.values import whole
 from fedsplit.split.base import DOWNLOADS, Base, open_base
 from fedsplit.split.lora import save_peft
 from fedsplit.split.merged import Width, write_model
@@ -54,7 +53,7 @@ def export(
     _refuse_other_files(out, MODEL_FILES if merge else ADAPTER_FILES)
     run, state, metrics = of_run(folder, round, group)
     base = open_base(model_folder(run.model.path))
-    adapter, lost = lowered(whole(state.adapter, state.patch), rank)
+    adapter, lost = lowered(state.learnt, rank)
     with replaced(out) as new:
         if merge:
             width: Width = dtype or run.model.dtype

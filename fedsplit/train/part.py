@@ -15,6 +15,7 @@ from fedsplit.exchange.follow import check_plan
 from fedsplit.exchange.part import Key
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey, Sides
 from fedsplit.lora.lowrank import LowRank
+from fedsplit.lora.patch import Patch
 from fedsplit.plan.streaming import streams
 from fedsplit.plan.types import ClientPlan, Topology
 from fedsplit.split.base import Base
@@ -79,7 +80,7 @@ class ClientPart:
     def last(self) -> Segment:
         return self._segments[-1]
 
-    def load(self, adapter: Adapter, head: Head, trains: Sides = "AB", patch: Adapter | None = None) -> None:
+    def load(self, adapter: Adapter, head: Head, trains: Sides = "AB", patch: Patch | None = None) -> None:
         """Start from these factors (of the modules held here, at whatever rank they have) with a fresh optimiser.
 
         Factors not in ``trains`` rest. ``patch``: what rounds have folded into the base, for modules held here or not.

@@ -21,6 +21,7 @@ from array_api_compat import array_namespace
 from fedsplit.errors import ConfigError, Problem, Refused
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey, flatten, here, select, unflatten
 from fedsplit.lora.lowrank import Array, LowRank
+from fedsplit.lora.patch import summed
 from fedsplit.method.merge import weighted_sum
 from fedsplit.method.parts import Ask, RankRule
 from fedsplit.method.record import SERVER, ClientUpdate, Fold, GlobalState, Group, Memory, Merged, Method, Phases
@@ -232,6 +233,7 @@ def _merged(state: GlobalState, weighted: Weighted, rule: Method, head_policy: H
     head = _next_head(state, weighted, rule, memory) if head_policy == "fedavg" else state.head
     memory |= _own(weighted, rule.factors.of(state.round).own)
     folds = _next_folds(state, merged)
+    patch = summed((fold.patch for fold in folds[len(state.folds) :]), state.patch)
     return GlobalState(
         round=state.round + 1,
         adapter_version=state.adapter_version + 1,
@@ -240,6 +242,7 @@ def _merged(state: GlobalState, weighted: Weighted, rule: Method, head_policy: H
         head=head,
         memory=memory,
         folds=folds,
+        patch=patch,
     )
 
 

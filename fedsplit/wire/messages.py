@@ -178,7 +178,8 @@ Rows = Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 24)], ...], Meta(max_le
 
 class Start(Message, tag="start", frozen=True, kw_only=True):
     """S→C. Round ``round`` begins (again, when ``era`` > 0). Tensors: the factors of the layers this client trains, and
-    the folds (``fold/VERSION/…``) after base version ``since``, which it is known to have, up to ``base_version``.
+    the folds (``fold/VERSION/…``) after base version ``since``, which it is known to have, up to ``base_version``; with
+    ``since`` 0 it forgets what it had, and they are all there is, or their sum.
     ``trains``: the factors that learn; the others rest, and do not come back.
 
     ``thinned``: factors that come as the entries of a mask, ``sparse/…`` (``fedsplit.lora.sparse``), instead of whole;

@@ -19,6 +19,7 @@ from fedsplit.exchange.coded import RAW, Codecs, encoded
 from fedsplit.exchange.rate import clip_factor, learning_rate
 from fedsplit.exchange.step import dropout_key
 from fedsplit.lora.adapter import Adapter, Head, Sides
+from fedsplit.lora.patch import Patch
 from fedsplit.method.record import SERVER, ClientUpdate
 from fedsplit.plan.given import scheduled
 from fedsplit.split.engine import BackwardJob, Engine, ForwardJob, LossJob
@@ -80,7 +81,7 @@ class Opened:
     base_version: int
     adapter_version: int
     trains: Sides = "AB"
-    patch: Adapter = field(default_factory=dict, repr=False, compare=False)
+    patch: Patch = field(default_factory=dict, repr=False, compare=False)
     """What rounds have folded into the base."""
 
 

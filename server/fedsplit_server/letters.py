@@ -8,9 +8,11 @@ import numpy as np
 
 from fedsplit.errors import Refused, RemoteProtocolError
 from fedsplit.exchange.coded import Codecs
-from fedsplit.lora.adapter import Adapter, ModuleKey, Sides, Tensor, flatten, here, sides, unflatten
+from fedsplit.lora.adapter import Adapter, ModuleKey, Sides, Tensor, flatten, sides, unflatten
 from fedsplit.lora.lowrank import LowRank
-from fedsplit.method.record import ClientUpdate, Fold, GlobalState
+from fedsplit.lora.patch import Step
+from fedsplit.method.following import to_send
+from fedsplit.method.record import ClientUpdate, GlobalState
 from fedsplit.method.stored import pack_folds
 from fedsplit.wire import WireTensor
 from fedsplit.wire.messages import Evaluate, Finish, Start, Update
@@ -45,7 +47,7 @@ class Letters:
             base_version=opened.base_version,
             adapter_version=opened.adapter_version,
             trains=opened.trains,
-            since=member.base_version,
+            since=self._folds(member, state)[0],
             thinned=thinned,
             sends=thinning.sends(mask, self._learning(member, state)),
             easiest=self._portions.easiest(state),
@@ -55,13 +57,13 @@ class Letters:
         return Out(member.name, message, _wired(factors | self._beside(member, state)))
 
     def evaluate(self, member: Member, measure: OpenMeasure, state: GlobalState) -> Out:
-        version, since = state.base_version, member.base_version
+        version, since = state.base_version, self._folds(member, state)[0]
         rows = self._rows(member, state)
         message = Evaluate(round=measure.round, phase=measure.phase, base_version=version, since=since, rows=rows)
         return Out(member.name, message, self.factors(member, state))
 
     def finish(self, member: Member, reason: str, state: GlobalState, metrics: dict[str, float]) -> Out:
-        version, since = state.base_version, member.base_version
+        version, since = state.base_version, self._folds(member, state)[0]
         rows = self._rows(member, state)
         message = Finish(
             round=state.round, reason=reason, metrics=metrics, base_version=version, since=since, rows=rows
@@ -75,11 +77,12 @@ class Letters:
 
     def _beside(self, member: Member, state: GlobalState) -> dict[str, Tensor]:
         """The head and the folds among ``factors``."""
-        held = self._held(member, state) if state.folds else {}
-        missing = [fold for fold in state.folds if fold.version > member.base_version]
-        folds = pack_folds([Fold(fold.version, here(fold.patch, held)) for fold in missing])
         head = self._portions.view(member.name, state).head
-        return flatten({}, head if member.holds_head else {}) | folds
+        return flatten({}, head if member.holds_head else {}) | pack_folds(self._folds(member, state)[1])
+
+    def _folds(self, member: Member, state: GlobalState) -> tuple[int, tuple[Step, ...]]:
+        """``since``, and what of the base the client is not known to have."""
+        return to_send(state, member.base_version, self._held(member, state) if state.folds else {})
 
     def due(self, member: Member, state: GlobalState) -> thinning.Wanted:
         """Dtypes and shapes of the tensors that come back: what the client trains, or the entries of its mask."""

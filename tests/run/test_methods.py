@@ -133,10 +133,11 @@ def test_who_was_absent_gets_the_folds_that_it_missed(party: Make) -> None:
     }
     seen = [one for own in versions_of.values() for one in own]
     assert len(seen) == 5, "one client a round"
-    assert any(len(found) > 1 for _, found in seen), "somebody missed more than one"
+    assert any(start.base_version > start.since + 1 for start, _ in seen), "somebody missed more than one"
     for start, found in seen:
         assert isinstance(start, Start)
-        assert found == set(range(start.since + 1, start.base_version + 1))
+        missed = set(range(start.since + 1, start.base_version + 1))
+        assert found == (missed if start.since else missed & {start.base_version}), "from the start on: their sum"
     everything = {name: result.adapter for name, result in run.results.items()}
     for adapter in everything.values():
         close(adapter, everything["a"])
@@ -153,8 +154,26 @@ def test_a_client_that_lost_its_folds_is_given_all(party: Make, reference: Make)
     run.join("a")
     run.finish()
     last = [packet for packet in run.ends["a"].received if isinstance(packet.message, Start | Evaluate)]
-    assert versions(last[0].tensors) == {1, 2}
+    assert versions(last[0].tensors) == {2}
     assert run.digest == reference(TWO, **settings).digest
+
+
+def test_wide_folds_travel_as_one_matrix(party: Make, reference: Make) -> None:
+    """From the second round on they are wider than the matrices. One who is killed, and so gets the sum, and one who is
+    absent, who gets some of it, end with the bits of those who were there."""
+    settings: dict[str, object] = {"method__name": "flora", "train__rounds": 4, "lora__rank": 24, "lora__dropout": 0.2}
+    run = party(TWO, **settings, start=False)
+    run.killed(Faults().crash("update", round=2, client="b"), ("commit", 3))
+    clean = reference(TWO, **settings)
+    assert run.digest == clean.digest
+    starts = [packet for packet in run.ends["a"].received if isinstance(packet.message, Start)]
+    assert {name.rpartition("/")[2] for name in starts[0].tensors if name.startswith("fold/3/")} == {"W"}
+    assert versions(starts[0].tensors) == {3}
+    matrices = sum(4 * m * n for m, n in (part.shape for part in held(run, "a").values()))
+    assert sum(t.nbytes for name, t in starts[0].tensors.items() if name.startswith("fold/")) == matrices
+    for name in TWO:
+        for key, part in run.results[name].adapter.items():
+            assert part.dense().tobytes() == clean.results[name].adapter[key].dense().tobytes()
 
 
 # ---- real processes --------------------------------------------------------------------------------------------------
@@ -204,6 +223,11 @@ def sent_sides(run: Party) -> dict[int, set[str]]:
                 sides = {name[-1] for name in packet.tensors if not name.startswith("head/")}
                 found.setdefault(packet.message.round, set()).update(sides)
     return found
+
+
+def held(run: Party, name: str) -> dict[ModuleKey, LowRank]:
+    """The modules that a client holds, at its end."""
+    return dict(run.results[name].adapter)
 
 
 def versions(tensors: object) -> set[int]:
