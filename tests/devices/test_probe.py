@@ -1,12 +1,10 @@
-"""The measurement itself: short, on this machine, and a link over real sockets held to a known rate."""
+"""The measurement itself: short, on this machine, and a link whose rate is known because its time is made up."""
 
 from __future__ import annotations
 
-import socket
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +17,8 @@ from fedsplit.errors import ConfigError, MissingExtra
 from fedsplit.events import Event, Note, Progress
 from fedsplit.probe import measure as probe
 from fedsplit.probe.layer import Shape, numpy_pass
-from fedsplit.probe.link import measure_link
+from fedsplit.probe.link import MOST_BYTES, measure_link
 from fedsplit.probe.runtime import EDGE_BYTES
-
-UP_BPS, DOWN_BPS, LATENCY_S = 8e6, 20e6, 0.004
 
 
 @pytest.fixture
@@ -78,63 +74,41 @@ def test_the_numpy_layer_runs_at_any_shape() -> None:
     assert np.abs(gradient).min() > 0
 
 
-class Server:
-    """Answers a request of n bytes with m bytes over TCP, no faster than a given link."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._client = socket.create_connection(self._listener.getsockname())
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def exchange(self, up: int, down: int) -> None:
-        self._client.sendall(up.to_bytes(8, "big") + down.to_bytes(8, "big") + bytes(up))
-        receive(self._client, down)
-
-    def close(self) -> None:
-        self._client.close()
-        self._thread.join()
-        self._listener.close()
-
-    def _serve(self) -> None:
-        connection, _ = self._listener.accept()
-        with connection:
-            while head := receive(connection, 16):
-                up, down = int.from_bytes(head[:8], "big"), int.from_bytes(head[8:], "big")
-                receive(connection, up)
-                time.sleep(2 * LATENCY_S + up / UP_BPS + down / DOWN_BPS)
-                connection.sendall(bytes(down))
+LINKS = {
+    "half a megabit": Link(up_bps=62_500, down_bps=250_000, latency_s=0.03),
+    "home": Link(up_bps=2.5e6, down_bps=10e6, latency_s=0.004),
+    "far away": Link(up_bps=1e6, down_bps=2e6, latency_s=0.06),
+}
 
 
-def receive(connection: socket.socket, size: int) -> bytes:
-    found = bytearray()
-    while len(found) < size:
-        part = connection.recv(size - len(found))
-        if not part:
-            return b""
-        found += part
-    return bytes(found)
+class Wire:
+    """An exchange over ``link`` that takes its time on a clock of its own."""
+
+    def __init__(self, link: Link, patch: pytest.MonkeyPatch) -> None:
+        self.link, self.now, self.bytes = link, 0.0, [0, 0]
+        clock = SimpleNamespace(perf_counter=lambda: self.now)
+        for module in ("link", "repeat"):
+            patch.setattr(f"fedsplit.probe.{module}.time", clock)
+
+    def __call__(self, up: int, down: int) -> None:
+        self.bytes = [self.bytes[0] + up, self.bytes[1] + down]
+        self.now += 2 * self.link.latency_s + up / self.link.up_bps + down / self.link.down_bps
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    running = Server()
-    yield running
-    running.close()
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_of_known_rate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(LINKS[name], monkeypatch)
+    found = measure_link(wire, 1.5)
+    assert found.up_bps == pytest.approx(wire.link.up_bps, rel=0.1)
+    assert found.down_bps == pytest.approx(wire.link.down_bps, rel=0.1)
+    assert found.latency_s == pytest.approx(wire.link.latency_s, rel=0.01)
+    assert wire.now < 4
+    assert max(wire.bytes) < 1.1 * MOST_BYTES
 
 
-def test_a_link_of_known_rate(server: Server) -> None:
-    found = measure_link(server.exchange, 0.5)
-    # A busy machine can only make a link look slower.
-    assert 0.3 * UP_BPS < found.up_bps < 1.05 * UP_BPS
-    assert 0.3 * DOWN_BPS < found.down_bps < 1.05 * DOWN_BPS
-    assert LATENCY_S <= found.latency_s < 10 * LATENCY_S
-
-
-def test_the_link_is_part_of_the_profile(server: Server, without_torch: None) -> None:
-    found = probe.measure(seconds=0.4, link=lambda seconds: measure_link(server.exchange, seconds))
-    assert found.link is not None
-    assert found.link.up_bps < found.link.down_bps
+def test_the_link_is_part_of_the_profile(without_torch: None) -> None:
+    link = LINKS["home"]
+    assert probe.measure(seconds=0.2, link=lambda seconds: link).link == link
 
 
 def test_a_broken_link_is_the_callers_error(without_torch: None) -> None:
