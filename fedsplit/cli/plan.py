@@ -29,6 +29,7 @@ from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, PlanError, Problem
 from fedsplit.method.of_run import method_of
 from fedsplit.method.settled import settled
+from fedsplit.method.travel import travels
 from fedsplit.plan.card import ModelCard, card, check_rank
 from fedsplit.plan.codec import with_codecs
 from fedsplit.plan.fleet import balanced
@@ -65,14 +66,16 @@ def plan(
         check_plot(plot)
     run = with_method(load(run_file), method, options)
     model, devices, host = inputs(run, run_file, fleet, server)
-    run = settled(run, method_of(run))
+    chosen = method_of(run)
+    run = settled(run, chosen)
     for text in change or ():
         devices = what_if(devices, text)
     if explain and explain not in devices:
         near = difflib.get_close_matches(explain, devices, 1)
         fix = f"did you mean {near[0]!r}?" if near else ""
         raise ConfigError([Problem("--explain", repr(explain), f"one of {', '.join(devices)}", fix)])
-    found, asked = _plan(with_codecs(questions(model, devices, run, server=host)), explain)
+    all_asked = questions(model, devices, run, server=host, travels=travels(chosen, run, len(devices)))
+    found, asked = _plan(with_codecs(all_asked), explain)
     if plot is not None:
         typer.echo(f"drawn: {write_plot(picture(found, asked), plot)}", err=True)
     if as_json:

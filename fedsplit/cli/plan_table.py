@@ -85,7 +85,7 @@ def _row(client: ClientPlan, question: Question) -> dict[str, Text | str]:
         "disk": size(cost.disk_bytes),
         "a step": duration(cost.step_s),
         "up": size(cost.up_bytes * steps + cost.factors_up_bytes),
-        "down": size(cost.down_bytes * steps + cost.factors_down_bytes),
+        "down": size(cost.down_bytes * steps + cost.round_down_bytes),
         "server sees": SEES[client.topology],
         "limited by": SHORT.get(client.binding, client.binding),
     }

@@ -3,8 +3,7 @@
 The tensors are one vector: in the order of their names, each row by row. One threshold holds for all of them. Equal
 magnitudes are told apart by position, the first ones win, so that every machine finds the same entries.
 
-Bytes of k of N entries in float32: ``4 k`` for the values, and for their places ``min(ceil(N / 8), 4 k)``: a bit for
-every entry or a number for every value that is kept, whichever is less. Legend: N entries, K of them kept.
+How many are kept, and the bytes that these take, says ``fedsplit.wire.sparse``. Legend: N entries, K of them kept.
 """
 
 from __future__ import annotations
@@ -24,19 +23,9 @@ LARGEST = 2**31 - 1
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def kept(count: int, density: float) -> int:
-    """How many of ``count`` entries stay: the whole part of ``count * density``, at least one of any."""
-    return min(count, max(1, int(count * density)))
-
-
 def entries(shapes: Shapes) -> int:
     """N of tensors of these shapes."""
     return sum(int(np.prod(shape)) for shape in shapes.values())
-
-
-def nbytes(count: int, k: int) -> int:
-    """Bytes of ``k`` of ``count`` entries as they travel."""
-    return 4 * k + min(-(-count // 8), 4 * k)
 
 
 def tensors_of(count: int, k: int) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fedsplit.config.run import RunFile
 from fedsplit.devices.profile import DeviceProfile, Link
-from fedsplit.plan.memory import factor_bytes
+from fedsplit.plan.factors import factor_bytes
 from fedsplit.plan.types import Cut, Topology
 from fedsplit.plan.work import Work
 

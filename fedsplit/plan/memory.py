@@ -251,12 +251,3 @@ def server_total(card: ModelCard, plans: Sequence[ClientPlan], width_bytes: int)
 def adapter_bytes(work: Work, topology: Topology, cut: Cut) -> int:
     """Bytes of the factors (and the shared head) that a client sends, and gets, once a round in float32."""
     return 4 * trained_params(work, topology, cut)
-
-
-def factor_bytes(work: Work, topology: Topology, cut: Cut, *, own_head: bool) -> tuple[int, int]:
-    """(up, down) bytes of one round's factors: what trains goes up, what the forward pass needs comes down, trained or
-    not. ``own_head``: every client keeps its own, which never goes up."""
-    card, sums = work.card, work.factor_params
-    head = 4 * card.head_trained if card.task != "causal-lm" and topology is not Topology.V else 0
-    down = 4 * sum(sums[part.stop] - sums[part.start] for part in held(topology, cut, card.num_layers)) + head
-    return adapter_bytes(work, topology, cut) - (head if own_head and work.trains_head else 0), down

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from fedsplit.devices.profile import Link
 from fedsplit.plan.explain import Rivals
+from fedsplit.plan.factors import factor_bytes
 from fedsplit.plan.fitted import Fitter
 from fedsplit.plan.grid import Floats, Grid, Ints
 from fedsplit.plan.limits import Limits, limits_of
-from fedsplit.plan.memory import Memory, client_memory, factor_bytes, server_memory
+from fedsplit.plan.memory import Memory, client_memory, server_memory
 from fedsplit.plan.options import HALF_STEP, SHIFT, Option, dated, ranked
 from fedsplit.plan.pace import Cuts, Pace, Seconds, column, cuts_of, links_of, pace_of, seconds
 from fedsplit.plan.question import Question, server_of, step_of

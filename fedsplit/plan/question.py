@@ -11,12 +11,13 @@ from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.devices.units import size
 from fedsplit.plan.consent import Shown, shown, within
+from fedsplit.plan.factors import factor_bytes
 from fedsplit.plan.limits import limits_of
-from fedsplit.plan.memory import factor_bytes
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.options import Option, candidates, price, splits
 from fedsplit.plan.timing import traffic
 from fedsplit.plan.traffic import LETTER_BYTES, headers_up
+from fedsplit.plan.travel import EVERYTHING, Travels
 from fedsplit.plan.types import ClientPlan, Cut, Topology
 from fedsplit.plan.work import DataLike, Work, as_planned, work_of
 
@@ -59,6 +60,8 @@ class Question:
     way: tuple[Topology, Cut, int, tuple[int, ...]] | None = None
     """(topology, cut, index of the step in micro-batches, rank of each layer) of a device on which not everything fits,
     chosen for the fleet's sake (``cover``); None: the most valuable."""
+    travels: Travels = EVERYTHING
+    """What the run's method sends of the factors."""
     usual: tuple[DeviceProfile, DeviceProfile | None] | None = None
     """Device and server as they usually are, where ``device`` and ``server`` are slower, as in their slowest tenth
     (``plan.robust``)."""
@@ -80,9 +83,10 @@ def questions(
     agreed: Mapping[str, Shown] | None = None,
     pieces: Mapping[str, int] | None = None,
     wires: Mapping[str, str] | None = None,
+    travels: Travels | None = None,
 ) -> dict[str, Question]:
     """One question a client, in name order. Each gets an equal share of the server and of its link. ``wires``: codecs
-    that clients keep; the others': the run file's first one."""
+    that clients keep; the others': the run file's first one. ``travels``: what the method sends, None: all factors."""
     fixed = {section.name: section for section in run.clients}
     sharing = max(len(devices), run.rounds.clients)
     robust = run.plan.robust
@@ -101,7 +105,8 @@ def questions(
             link_share=1 / sharing,
             agreed=(agreed or {}).get(name),
             pieces=(pieces or {}).get(name, 0),
-            wire=(wires or {}).get(name, run.wire.codecs[0]),
+            wire=(wires or {}).get(name, hidden_codec(run.wire.codecs[0])),
+            travels=travels or EVERYTHING,
             usual=(devices[name], server) if robust and _strays(devices[name], server) else None,
         )
         for name in sorted(devices)
@@ -125,21 +130,28 @@ def step_of(question: Question) -> tuple[list[tuple[Topology, Cut]], list[Work],
         chosen = [one for one in chosen if within(shown(*one, question.card.num_layers), agreed)]
         why_not = [*why_not, *([] if chosen else ["every other plan shows the operator more than the owner agreed to"])]
     work = work_of(question.card, run, question.data, batch=fixed.batch if fixed else 0, edge=edge)
-    work = replace(work, wire=question.wire, wire_grad=gradient_codec(run, question.wire))
+    work = replace(
+        work, wire=question.wire, wire_grad=gradient_codec(run, question.wire), travels=question.travels
+    )  # fmt: skip
     works = splits(work, checkpoint=run.plan.checkpoint and not edge)
     chosen, too_much = affordable(question, work, chosen)
     return chosen, [one for one in works if question.pieces in (0, one.micro_batches)] or works, [*why_not, *too_much]
 
 
+def hidden_codec(named: str) -> str:
+    """What hidden states travel in where the run file says ``named``: of its four bits they get five."""
+    return "int5" if named == "int4" else named
+
+
 def gradient_codec(run: RunFile, codec: str) -> str:
     """What the gradients of hidden states in ``codec`` travel in."""
-    return f"int{run.wire.gradient_bits}" if codec == "int4" else codec
+    return f"int{run.wire.gradient_bits}" if codec == hidden_codec("int4") else codec
 
 
 def step_as_planned(question: Question, plan: ClientPlan) -> Work:
     """The step of a plan that this question was answered with."""
     work = work_of(question.card, question.run, question.data, batch=plan.batch, edge=question.device.edge)
-    return as_planned(work, plan)
+    return as_planned(replace(work, travels=question.travels), plan)
 
 
 def affordable(

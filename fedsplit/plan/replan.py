@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from msgspec import structs
 
@@ -21,6 +22,7 @@ from fedsplit.plan.consent import objection, shown_by
 from fedsplit.plan.given import bare, value
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.solve import sealed, solve
+from fedsplit.plan.travel import EVERYTHING, Travels
 from fedsplit.plan.types import ClientPlan, Plan
 from fedsplit.plan.work import DataLike
 
@@ -60,35 +62,33 @@ def replan(
     server: DeviceProfile | None = None,
     round: int = 0,
     shaped: Callable[[ClientPlan], ClientPlan] = lambda plan: plan,
+    travels: Travels = EVERYTHING,
 ) -> Replanned:
     """``run``: with a section for each device that something is fixed for, insisted topologies included. ``shaped``:
-    what the run's method makes of a plan."""
+    what the run's method makes of a plan; ``travels``: what it sends."""
+    asked = partial(solve, card, server=server, round=round, travels=travels)
     if run.plan.slack == "none":
-        return _replan(card, run, fleet, server, round, shaped)
+        return _replan(asked, run, fleet, round, shaped)
     plain = structs.replace(run, plan=structs.replace(run.plan, slack="none"))
     without = {name: replace(one, plan=shaped(bare(one.plan, run))) for name, one in fleet.items()}
-    found = _replan(card, plain, without, server, round, shaped)
-    return _with_slack(card, run, fleet, found, server, shaped)
+    found = _replan(asked, plain, without, round, shaped)
+    return _with_slack(asked, run, fleet, found, shaped)
 
 
 def _with_slack(
-    card: ModelCard,
+    asked: Callable[..., Plan],
     run: RunFile,
     fleet: Mapping[str, Standing],
     found: Replanned,
-    server: DeviceProfile | None,
     shaped: Callable[[ClientPlan], ClientPlan],
 ) -> Replanned:
     """What was found, and what those get beside who wait then (``spend``). A device that stays where it is keeps what
     it was given, unless that is another by more than ``GAIN``."""
     plans = {plan.client: plan for plan in found.plan.clients}
     try:
-        spent = solve(
-            card,
+        spent = asked(
             {name: one.profile for name, one in fleet.items()},
             fixed(run, plans),
-            server=server,
-            round=found.plan.round,
             data={name: one.data for name, one in fleet.items() if one.data is not None},
             pieces={name: plan.micro_batches for name, plan in plans.items()},
             wires={name: plan.wire_up for name, plan in plans.items()},
@@ -108,22 +108,18 @@ def _with_slack(
 
 
 def _replan(
-    card: ModelCard,
+    asked: Callable[..., Plan],
     run: RunFile,
     fleet: Mapping[str, Standing],
-    server: DeviceProfile | None,
     round: int,
     shaped: Callable[[ClientPlan], ClientPlan],
 ) -> Replanned:
     """Cuts and topologies alone."""
 
     def ask(free: Set[str], *, pieces: bool = True) -> Plan:
-        found = solve(
-            card,
+        found = asked(
             {name: one.profile for name, one in fleet.items()},
             fixed(run, {name: one.plan for name, one in fleet.items() if name not in free}),
-            server=server,
-            round=round,
             data={name: one.data for name, one in fleet.items() if one.data is not None},
             agreed={name: shown_by(one.agreed) for name, one in fleet.items()},
             pieces={name: one.plan.micro_batches for name, one in fleet.items() if pieces},

@@ -28,10 +28,11 @@ from fedsplit.plan.coverage import coverage_note
 from fedsplit.plan.depth import check_depth
 from fedsplit.plan.explain import Rivals, binding, for_the_fleet, reasons
 from fedsplit.plan.exposure import exposure
+from fedsplit.plan.factors import round_factors
 from fedsplit.plan.fitted import Fitter
 from fedsplit.plan.fleet import Shelves, balance
 from fedsplit.plan.limits import limits_of
-from fedsplit.plan.memory import disk_bytes, factor_bytes, served, server_total
+from fedsplit.plan.memory import disk_bytes, served, server_total
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.options import Option
 from fedsplit.plan.prices import Shelf
@@ -41,6 +42,7 @@ from fedsplit.plan.spend import used
 from fedsplit.plan.timing import traffic
 from fedsplit.plan.together import together
 from fedsplit.plan.trained import gave_up
+from fedsplit.plan.travel import Moved, Travels
 from fedsplit.plan.types import ClientPlan, Cut, Estimate, LayerPlan, Plan, Topology
 from fedsplit.plan.work import DTYPE_BYTES, DataLike, Work
 
@@ -58,6 +60,7 @@ def solve(
     pieces: Mapping[str, int] | None = None,
     wires: Mapping[str, str] | None = None,
     beside: Sequence[ClientPlan] | None = None,
+    travels: Travels | None = None,
 ) -> Plan:
     """Plan all ``devices`` (client name → profile) for one round.
 
@@ -65,14 +68,16 @@ def solve(
     method or the device's owner admits; None: all. ``agreed``: the most that each owner agreed to show.
     ``pieces``: micro-batches that a client keeps, ``wires``: its codec (of all clients, or none). ``beside``: plans of
     clients that are there already, when others join: they count towards ``plan.coverage``, and what is still missing is
-    no error. Values that ``run.clients`` fixes for a name are kept.
+    no error. ``travels``: what the method sends of the factors (``method.travel``), None: all.
+    Values that ``run.clients`` fixes for a name are kept.
     Raises PlanError where nothing fits (constraint, nearest plan, smallest change), where all clients together train a
     layer too seldom (``plan.coverage``), or for an empty fleet;
     ConfigError for LoRA targets the model does not have.
     """
     asked = questions(
-        card, devices, run, server=server, data=data, allowed=allowed, agreed=agreed, pieces=pieces, wires=wires
-    )
+        card, devices, run, server=server, data=data, allowed=allowed, agreed=agreed, pieces=pieces, wires=wires,
+        travels=travels,
+    )  # fmt: skip
     return planned(asked if wires else with_codecs(asked), round=round, beside=beside)[0]
 
 
@@ -174,7 +179,7 @@ class Facts:
     exposure: str
     disk_bytes: int
     traffic: tuple[int, int]
-    factors: tuple[int, int]
+    factors: Moved
 
 
 def _facts(question: Question, option: Option) -> Facts:
@@ -184,7 +189,7 @@ def _facts(question: Question, option: Option) -> Facts:
         exposure=exposure(question.card, topology, cut, trains_head=work.trains_head),
         disk_bytes=disk_bytes(work, topology, cut),
         traffic=traffic(work, topology, cut),
-        factors=factor_bytes(work, topology, cut, own_head=question.run.model.head == "local"),
+        factors=round_factors(work, topology, cut, own_head=question.run.model.head == "local"),
     )
 
 
@@ -205,8 +210,10 @@ def _plan(
         server_step_s=best.times.server * question.share,
         row_tokens=work.valid,
         hidden_bytes=0 if best.topology is Topology.LOCAL else work.crossing_bytes[0],
-        factors_up_bytes=facts.factors[0],
-        factors_down_bytes=facts.factors[1],
+        factors_up_bytes=facts.factors.up,
+        factors_down_bytes=facts.factors.whole,
+        start_bytes=facts.factors.start if work.travels.thinned else 0,
+        fold_bytes=facts.factors.fold,
         usual_step_s=usual_s(question, best),
     )
     return ClientPlan(

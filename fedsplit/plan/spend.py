@@ -19,9 +19,9 @@ from msgspec import structs
 
 from fedsplit.config.run import RunFile
 from fedsplit.devices.units import duration
+from fedsplit.plan.factors import round_factors
 from fedsplit.plan.given import MOST_TIMES, larger_ranks, steps_of, words
 from fedsplit.plan.limits import limits_of
-from fedsplit.plan.memory import factor_bytes
 from fedsplit.plan.options import Option
 from fedsplit.plan.question import Question, priced, server_of, step_as_planned
 from fedsplit.plan.selection import own_layers
@@ -115,10 +115,11 @@ def _costing(plan: ClientPlan, option: Option, question: Question) -> ClientPlan
     """The plan with the estimate of ``option``, which changes nothing of what the server holds."""
     assert plan.estimate is not None
     own_head = limits_of(question.run, server_of(question)).own_head
-    up, down = factor_bytes(option.work, plan.topology, plan.cut, own_head=own_head)
+    moved = round_factors(option.work, plan.topology, plan.cut, own_head=own_head)
     estimate = structs.replace(
-        plan.estimate, memory_bytes=option.memory.total, step_s=option.times.total, factors_up_bytes=up,
-        factors_down_bytes=down, energy_j=(question.device.power_w or 0.0) * option.times.device,
+        plan.estimate, memory_bytes=option.memory.total, step_s=option.times.total, factors_up_bytes=moved.up,
+        factors_down_bytes=moved.whole, start_bytes=moved.start if option.work.travels.thinned else 0,
+        energy_j=(question.device.power_w or 0.0) * option.times.device,
     )  # fmt: skip
     return structs.replace(plan, estimate=estimate)
 
@@ -126,7 +127,7 @@ def _costing(plan: ClientPlan, option: Option, question: Question) -> ClientPlan
 def _moving_s(plan: ClientPlan, question: Question) -> float:
     assert plan.estimate is not None
     link = reached(question.device, server_of(question), question.link_share)
-    return plan.estimate.factors_up_bytes / link.up_bps + plan.estimate.factors_down_bytes / link.down_bps
+    return plan.estimate.factors_up_bytes / link.up_bps + plan.estimate.round_down_bytes / link.down_bps
 
 
 def _said(before: ClientPlan, after: ClientPlan, question: Question, limit: Until) -> ClientPlan:

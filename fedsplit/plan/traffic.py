@@ -83,6 +83,7 @@ def run_traffic(plan: ClientPlan, run: RunFile, known: Known) -> RunTraffic:
             taken * (cost.factors_up_bytes + LETTER_BYTES) + looks * HEADER_BYTES,
             taken * (cost.start_bytes or cost.factors_down_bytes)
             + (looks + 1) * cost.factors_down_bytes
+            + len(rounds) * cost.fold_bytes
             + (taken + looks + 1) * LETTER_BYTES,
         ),
         download_bytes=known.download_bytes,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from msgspec import Struct
+from msgspec import Struct, structs
+
+from fedsplit.plan.travel import Moved
 
 
 class Topology(StrEnum):
@@ -64,7 +66,23 @@ class Estimate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     factors_down_bytes: int = 0
     start_bytes: int = 0
     """Of ``factors_down_bytes``, what comes when a round begins, where a method's mask thins it; 0: all."""
+    fold_bytes: int = 0
+    """What the method puts into the base comes down once, beside the factors, after every round."""
     usual_step_s: float = 0.0
+
+    @property
+    def round_down_bytes(self) -> int:
+        """Of the factors, what comes down in a round without a measurement."""
+        return (self.start_bytes or self.factors_down_bytes) + self.fold_bytes
+
+    def with_factors(self, before: Moved, after: Moved) -> Estimate:
+        """The same estimate where factors take ``after`` and not ``before``, heads aside."""
+        return structs.replace(
+            self,
+            factors_up_bytes=self.factors_up_bytes + after.up - before.up,
+            factors_down_bytes=self.factors_down_bytes + after.whole - before.whole,
+            start_bytes=self.start_bytes and self.start_bytes + after.start - before.start,
+        )
 
     @property
     def median_step_s(self) -> float:

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from fedsplit.config.run import RunFile
 from fedsplit.plan.model import Linear, ModelCard, lora_params
 from fedsplit.plan.streaming import streams
+from fedsplit.plan.travel import EVERYTHING, Travels
 from fedsplit.plan.types import ClientPlan, Cut, Topology
 from fedsplit.wire.codecs import row_bytes
 
@@ -74,6 +75,8 @@ class Work:
     measured_kept: tuple[float, float] | None = None
     wire: str = "raw"
     wire_grad: str = "raw"
+    travels: Travels = EVERYTHING
+    """What the run's method sends of the factors."""
 
     @property
     def width_bytes(self) -> int:
@@ -124,6 +127,22 @@ class Work:
         """Like ``adapter_params``, with the factors of layers that do not train: they keep the run's rank."""
         layers = range(self.card.num_layers)
         return _prefix((lora_params(self._adapted(layer), self.rank_of(layer) or self.rank) for layer in layers), 0)
+
+    @cached_property
+    def rows_params(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of ``factor_params`` and of ``adapter_params``, the part that is A's."""
+        layers = range(self.card.num_layers)
+        wide = [sum(linear.inp for linear in self._adapted(layer)) for layer in layers]
+        return (
+            _prefix((wide[layer] * (self.rank_of(layer) or self.rank) for layer in layers), 0),
+            _prefix((wide[layer] * self.rank_of(layer) for layer in layers), 0),
+        )
+
+    def folded(self, layer: int) -> int:
+        """Scalars of what a round puts into the base in this layer, by its clients' ranks; 0: nothing."""
+        rank = self.travels.folds * self.rank
+        linears = self._adapted(layer) if rank else ()
+        return sum(min(rank, one.out, one.inp) * (one.out + one.inp) for one in linears)
 
     @cached_property
     def lowest(self) -> int:

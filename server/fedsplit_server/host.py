@@ -22,6 +22,7 @@ from fedsplit.errors import (
 )
 from fedsplit.events import Emit, Event, Note, RoundClosed, RoundStarted, StepDone
 from fedsplit.method.record import every
+from fedsplit.method.travel import travels
 from fedsplit.plan.types import ClientPlan
 from fedsplit.split.base import Base
 from fedsplit.split.engine import Engine
@@ -95,6 +96,7 @@ class Host:
             shared=run.server.shared,
             rounds=run.train.rounds,
             tag_of=self.roster.tag,
+            travels=travels(keeper.method, run),
         )
         letters = Letters(portions, head_modules, heads_return=run.model.head == "fedavg")
         planning = Planning(run, parts.base, parts.server, self.roster.beside)

@@ -10,6 +10,8 @@ import msgspec
 
 from fedsplit.config.run import ClientSection, RunFile
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.method.of_run import method_of
+from fedsplit.method.travel import travels
 from fedsplit.plan.card import card
 from fedsplit.plan.cover import uncovered
 from fedsplit.plan.explain import FIXED
@@ -17,6 +19,7 @@ from fedsplit.plan.model import ModelCard
 from fedsplit.plan.question import questions
 from fedsplit.plan.rooms import in_rooms
 from fedsplit.plan.solve import solve
+from fedsplit.plan.travel import Travels
 from fedsplit.plan.types import ClientPlan
 from fedsplit.split.base import Base
 from fedsplit.split.loader import frozen_head
@@ -42,6 +45,11 @@ class Planning:
         model = card(self.base.config.to_dict(), task, labels)
         return msgspec.structs.replace(model, head_frozen=frozen_head(self.base, task, labels or None))
 
+    @cached_property
+    def travels(self) -> Travels:
+        """What the run's method sends of the factors."""
+        return travels(method_of(self.run), self.run)
+
     def fleet(self, insists: Mapping[str, str]) -> RunFile:
         """The run file for these clients together (name → the topology that its owner insists on, or empty)."""
         own = [insist(self.run, name, topology).clients for name, topology in sorted(insists.items())]
@@ -51,11 +59,14 @@ class Planning:
         """:raises PlanError: nothing fits; says what binds and what would fit."""
         run = insist(self.run, name, topology)
         if run.plan.layers == "rooms":
-            asked = questions(self.card, {name: profile}, run, server=self.server, data={name: data})
+            asked = questions(
+                self.card, {name: profile}, run, server=self.server, data={name: data}, travels=self.travels
+            )
             return in_rooms(asked)[0].clients[0]
         plan = solve(
-            self.card, {name: profile}, run, server=self.server, data={name: data}, beside=self.beside(name)
-        ).clients[0]
+            self.card, {name: profile}, run, server=self.server, data={name: data}, beside=self.beside(name),
+            travels=self.travels,
+        ).clients[0]  # fmt: skip
         theirs = run.clients != insist(self.run, name, "").clients
         insisted = theirs and plan.binding == FIXED
         return msgspec.structs.replace(plan, binding="the topology that this device asked for") if insisted else plan

@@ -6,20 +6,20 @@ is kept by module and rank until the state changes: most clients share their ran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
 from fedsplit.lora.adapter import ModuleKey, Sides
 from fedsplit.lora.lowrank import LowRank
-from fedsplit.lora.sparse import kept, nbytes
 from fedsplit.method import stock
 from fedsplit.method.curriculum import share
 from fedsplit.method.languages import family_of
 from fedsplit.method.parts import Ask, Mask, in_one_word
 from fedsplit.method.record import SERVER, GlobalState, Method, Phases
-from fedsplit.plan.types import ClientPlan
+from fedsplit.plan.travel import EVERYTHING, Entries, Travels, mean
+from fedsplit.plan.types import ClientPlan, LayerPlan
 from fedsplit.train.round import Cuts, for_client, with_own
 
 
@@ -35,7 +35,8 @@ class _Seen:
 
 class Portions:
     """``rank``: the run file's, for modules outside the layers and for a copy that all clients share (``shared``).
-    ``rounds``: the run's. ``tag_of``: what a client says its data is."""
+    ``rounds``: the run's. ``tag_of``: what a client says its data is. ``travels``: what the method sends, as plans
+    were priced."""
 
     def __init__(
         self,
@@ -47,9 +48,10 @@ class Portions:
         shared: bool = False,
         rounds: int = 1,
         tag_of: Callable[[str], str] = lambda client: "",
+        travels: Travels = EVERYTHING,
     ) -> None:
         self._method, self._rank, self._seed, self._num_layers = method, rank, seed, num_layers
-        self._shared, self._rounds, self._tag_of = shared, rounds, tag_of
+        self._shared, self._rounds, self._tag_of, self._travels = shared, rounds, tag_of, travels
         self._last: _Seen | None = None
 
     def of(self, plan: ClientPlan, state: GlobalState, layers: Collection[int]) -> dict[ModuleKey, LowRank]:
@@ -108,29 +110,20 @@ class Portions:
         return self._method.at(state.round).mask
 
     def ranked(self, plan: ClientPlan, state: GlobalState) -> ClientPlan:
-        """The plan with the ranks that the method gives this client, which may have a table of its own."""
+        """The plan with the ranks that the method gives this client, which may have a table of its own, and the bytes
+        of factors of these ranks."""
         given: dict[int, int] = {}
-        for key, part in self.of(plan, state, {layer.layer for layer in plan.layers}).items():
+        parts = self.of(plan, state, {layer.layer for layer in plan.layers})
+        for key, part in parts.items():
             given[key.layer] = max(part.rank, given.get(key.layer, 0))
         layers = tuple(
             msgspec.structs.replace(layer, rank=given.get(layer.layer, layer.rank)) if layer.trains else layer
             for layer in plan.layers
         )
-        return self._priced(msgspec.structs.replace(plan, layers=layers), state)
-
-    def _priced(self, plan: ClientPlan, state: GlobalState) -> ClientPlan:
-        """The plan with the bytes that the method's mask leaves of its factors."""
-        cost, mask = plan.estimate, self.mask(state)
-        if cost is None or (mask.down >= 1 and mask.up >= 1):
-            return plan
-        held = self.of(plan, state, {-1, *(layer.layer for layer in plan.layers if layer.place == "client")})
-        resting = {layer.layer for layer in plan.layers if not layer.trains}
-        down = _saved(held.values(), mask.down)
-        up = _saved((part for key, part in held.items() if key.layer not in resting), mask.up)
-        thinner = msgspec.structs.replace(
-            cost, start_bytes=cost.factors_down_bytes - down, factors_up_bytes=cost.factors_up_bytes - up
-        )
-        return msgspec.structs.replace(plan, estimate=thinner)
+        if layers == plan.layers or plan.estimate is None:
+            return msgspec.structs.replace(plan, layers=layers)
+        before, after = (mean(self._travels, _entries(parts, some)) for some in (plan.layers, layers))
+        return msgspec.structs.replace(plan, layers=layers, estimate=plan.estimate.with_factors(before, after))
 
     def _ask(self, client: str, rank: int, round: int) -> Ask:
         tag = self._tag_of(client)
@@ -152,7 +145,13 @@ class Portions:
         return self._last
 
 
-def _saved(parts: Iterable[LowRank], share: float) -> int:
-    """Bytes that a mask leaves out."""
-    count = sum(part.A_RN.size + part.B_MR.size for part in parts)
-    return 4 * count - nbytes(count, kept(count, share)) if share < 1 and count else 0
+def _entries(parts: Mapping[ModuleKey, LowRank], layers: Iterable[LayerPlan]) -> Entries:
+    """Of the factors on the device, at the ranks of ``layers``."""
+    mine = {layer.layer: layer for layer in layers if layer.place == "client"}
+    held = [(mine[key.layer], part.shape) for key, part in parts.items() if key.layer in mine]
+    both = [(layer.trains, layer.rank * n, layer.rank * m) for layer, (m, n) in held]
+    a_held, b_held = sum(a for _, a, _ in both), sum(b for _, _, b in both)
+    return Entries(
+        held=(a_held, b_held),
+        trained=(sum(a for trains, a, _ in both if trains), sum(b for trains, _, b in both if trains)),
+    )

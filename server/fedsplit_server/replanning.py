@@ -81,7 +81,10 @@ class Replanning:
         run = self._planning.fleet({member.name: member.insists for member in members})
         # Who trains which layers was settled as the devices joined: moves change cuts alone.
         run = structs.replace(run, plan=structs.replace(run.plan, coverage=0))
-        return replan(self._planning.card, run, fleet, server=self._planning.server, round=round, shaped=self._shaped)
+        return replan(
+            self._planning.card, run, fleet, server=self._planning.server, round=round, shaped=self._shaped,
+            travels=self._planning.travels,
+        )  # fmt: skip
 
     def why(self, member: Member) -> str:
         """What was measured of it, in words; empty: nothing yet."""

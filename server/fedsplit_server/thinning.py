@@ -12,9 +12,10 @@ import numpy as np
 
 from fedsplit.errors import DataError, Refused
 from fedsplit.lora.adapter import Tensor
-from fedsplit.lora.sparse import VALUES, entries, kept, packed, tensors_of, thinned, unpacked
+from fedsplit.lora.sparse import VALUES, entries, packed, tensors_of, thinned, unpacked
 from fedsplit.method.parts import Mask
 from fedsplit.wire.messages import Thinned
+from fedsplit.wire.sparse import kept
 
 Wanted = dict[str, tuple[str, tuple[int, ...]]]
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedsplit.errors import DataError
-from fedsplit.lora import sparse
-from fedsplit.lora.sparse import AT, BITS, VALUES, entries, kept, largest, packed, tensors_of, thinned, unpacked
+from fedsplit.lora.sparse import AT, BITS, VALUES, entries, largest, packed, tensors_of, thinned, unpacked
+from fedsplit.wire.sparse import kept, nbytes
 from tests.reference import flasc as reference
 
 SHAPES = {"0/q/A": (3, 7), "0/q/B": (11, 3), "1/up/A": (2, 5)}
@@ -42,7 +42,7 @@ def test_packed_and_unpacked_is_thinned(vector: np.ndarray, k: int) -> None:
     whole = {name: vector[i : i + 64 : 4].reshape(2, 8) for i, name in enumerate("dbca")}
     sent = packed(whole, k)
     assert {name: array.shape for name, array in sent.items()} == {n: s for n, (_, s) in tensors_of(64, k).items()}
-    assert sum(array.nbytes for array in sent.values()) == sparse.nbytes(64, k)
+    assert sum(array.nbytes for array in sent.values()) == nbytes(64, k)
     back, expected = unpacked(sent, dict.fromkeys(whole, (2, 8))), thinned(whole, k)
     for name, array in expected.items():
         assert back[name].tobytes() == array.tobytes()
@@ -62,10 +62,10 @@ def test_equal_magnitudes_are_told_apart_by_position() -> None:
 
 def test_bytes_worked_out_by_hand() -> None:
     """A density of 1/4 takes 1.125 bytes an entry, below 1/32 numbers are less than bits."""
-    assert sparse.nbytes(1_000, 250) == 1_000 + 125
-    assert sparse.nbytes(1_000, 32) == 128 + 125
-    assert sparse.nbytes(1_000, 31) == 124 + 124
-    assert sparse.nbytes(1_001, 250) == 1_000 + 126
+    assert nbytes(1_000, 250) == 1_000 + 125
+    assert nbytes(1_000, 32) == 128 + 125
+    assert nbytes(1_000, 31) == 124 + 124
+    assert nbytes(1_001, 250) == 1_000 + 126
     assert set(packed({"x": np.ones(1_000, "f4")}, 31)) == {VALUES, AT}
     assert set(packed({"x": np.ones(1_000, "f4")}, 32)) == {VALUES, BITS}
 

@@ -187,3 +187,17 @@ def test_showing_the_shelf() -> None:
     assert "2.1 W" in shown
     assert "raspberry_pi_4_2gb" in fedsplit("profile", "show", "raspberry_pi_4_2gb").output
     assert fedsplit("profile", "show", "raspberry_pi_9").exit_code == 2
+
+
+@pytest.mark.parametrize(("method", "up", "down"), [("ffa-lora", 0.5, 0), ("fedsa-lora", 0.5, 0.5)])
+def test_factors_are_priced_as_the_method_sends_them(run_file: Path, method: str, up: float, down: float) -> None:
+    """What is saved: query and value of MiniLM are square, so A and B are equally large."""
+    every, fewer = (
+        json.loads(fedsplit("plan", str(run_file), "--method", name, "--json").stdout)["clients"][0]
+        for name in ("fedavg", method)
+    )
+    held = sum(layer["place"] == "client" for layer in every["layers"])
+    factors, (less, more) = 4 * held * 2 * 8 * (384 + 384), (fewer["estimate"], every["estimate"])
+    assert held
+    assert more["factors_up_bytes"] - less["factors_up_bytes"] == up * factors
+    assert more["factors_down_bytes"] - less["factors_down_bytes"] == down * factors

@@ -15,9 +15,10 @@ from fedsplit.config.run import LoraSection, ModelSection, PlanSection, PolicySe
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import PlanError
 from fedsplit.plan.card import card
+from fedsplit.plan.factors import factor_bytes
 from fedsplit.plan.fitted import EQUAL, Fitter, allowed_ranks
 from fedsplit.plan.knapsack import Item
-from fedsplit.plan.memory import client_memory, factor_bytes
+from fedsplit.plan.memory import client_memory
 from fedsplit.plan.options import Option
 from fedsplit.plan.question import Question, priced, questions, step_of
 from fedsplit.plan.selection import chosen_ranks, own_layers, value_of

@@ -18,8 +18,9 @@ from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.devices.units import BYTES, RATES, parse
 from fedsplit.errors import PlanError
 from fedsplit.plan.card import card
+from fedsplit.plan.factors import factor_bytes
 from fedsplit.plan.limits import limits_of
-from fedsplit.plan.memory import factor_bytes, server_total
+from fedsplit.plan.memory import server_total
 from fedsplit.plan.question import options_of, questions
 from fedsplit.plan.solve import solve
 from fedsplit.plan.types import ClientPlan, Topology

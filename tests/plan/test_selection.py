@@ -12,8 +12,9 @@ from test_cost import LLAMA_1B, MIB, ONE_FLOPS, WORK
 
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.plan.card import card
+from fedsplit.plan.factors import factor_bytes
 from fedsplit.plan.knapsack import Item, best
-from fedsplit.plan.memory import Memory, client_memory, factor_bytes
+from fedsplit.plan.memory import Memory, client_memory
 from fedsplit.plan.selection import ROUNDING, chosen_ranks, own_layers, segment_of, value_of
 from fedsplit.plan.timing import step_times, traffic
 from fedsplit.plan.types import Cut, Topology

@@ -11,13 +11,14 @@ import pytest
 
 from fedsplit.events import StepDone
 from fedsplit.lora.adapter import Tensor, flatten
-from fedsplit.lora.sparse import AT, BITS, VALUES, kept, nbytes, unpacked
+from fedsplit.lora.sparse import AT, BITS, VALUES, unpacked
 from fedsplit.method.record import GlobalState
 from fedsplit.testing.faults import Faults
 from fedsplit.train.start import first_state
 from fedsplit.wire.ends import Tensors
 from fedsplit.wire.frames import Packet
 from fedsplit.wire.messages import Evaluate, Finish, Message, Start, Update
+from fedsplit.wire.sparse import kept, nbytes
 from fedsplit.wire.tensors import WireTensor
 from tests.reference import flasc as reference_of
 from tests.run.conftest import Rows, run_file

@@ -18,7 +18,7 @@ from fedsplit.events import Note
 from fedsplit.exchange.follow import check_plan
 from fedsplit.lora.adapter import digest
 from fedsplit.plan.card import card
-from fedsplit.plan.memory import factor_bytes
+from fedsplit.plan.factors import factor_bytes
 from fedsplit.plan.timing import traffic
 from fedsplit.plan.types import ClientPlan, Cut, LayerPlan, Topology
 from fedsplit.plan.work import Work, as_planned, work_of
