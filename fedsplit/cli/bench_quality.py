@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -172,8 +172,10 @@ def chosen(task: str, data: Path) -> list[Task]:
     return some
 
 
-def measured(task: Task, data: Path, seed: int, test_rows: int, device: str) -> Row:
-    """One row: train, and measure on the test file."""
+def measured(
+    task: Task, data: Path, seed: int, test_rows: int, device: str, look: Callable[[Path], object] | None = None
+) -> Row:
+    """One row: train, and measure on the test file. ``look`` gets the run file before the run's folder goes."""
     # Not at the top: listing the benches must not wait for torch.
     from fedsplit.split.base import open_base
     from fedsplit.train.exam import Exam
@@ -188,6 +190,8 @@ def measured(task: Task, data: Path, seed: int, test_rows: int, device: str) -> 
         seconds = time.monotonic() - begun
         run, state, _ = of_run(done.folder)
         base = open_base(model_folder(run.model.path))
+        if look is not None:
+            look(run_file)
         exam = Exam(run, base, data / task.folder / "test.jsonl.gz", rows=test_rows or task.test_rows, device=device)
         return {
             "task": task.name,

@@ -61,9 +61,9 @@ def _codecs(run: RunFile) -> Iterator[Problem]:
         elif codec != "raw" and bits >= WIRE_BITS[run.model.dtype]:
             words = f'fewer bits than the {WIRE_BITS[run.model.dtype]} of model.dtype = "{run.model.dtype}"'
             yield Problem(path, f"{found(codec)} of {bits} bits", words, 'write "raw"')
-        elif codec != "raw" and bits < lowest:
+        elif codec != "raw" and (fewest := min(bits, run.wire.gradient_bits if codec == "int4" else bits)) < lowest:
             words = f"at least policy.min_wire_bits = {lowest}"
-            yield Problem(path, f"{found(codec)} of {bits} bits", words, "remove it or lower policy.min_wire_bits")
+            yield Problem(path, f"{found(codec)} of {fewest} bits", words, "remove it or lower policy.min_wire_bits")
 
 
 def _topologies(rules: PolicySection) -> Iterator[Problem]:

@@ -179,9 +179,10 @@ class WireSection(Section, frozen=True, kw_only=True):
     """How hidden states and their gradients travel."""
 
     codecs: tuple[Literal["raw", "bf16", "f16", "int8", "int4"], ...] = ("raw",)
-    """What a plan may take, per device: as the model computes, cast, or in whole numbers with scales."""
-    gradient_bits: Literal[8, 4] = 8
-    """Bits of gradients beside hidden states in ``int4``: rounding errs more in them."""
+    """What a plan may take, per device: as the model computes, cast, or in whole numbers with scales. ``int4`` is four
+    bits on average: five for a hidden state, three for its gradient."""
+    gradient_bits: Literal[8, 4, 3] = 3
+    """Bits of gradients beside ``int4``: training bears rounding there."""
 
 
 class PlanSection(Section, frozen=True, kw_only=True):

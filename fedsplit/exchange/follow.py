@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedsplit.config.run import RunFile
 from fedsplit.errors import PlanError
 from fedsplit.plan.bits import widths
-from fedsplit.plan.question import gradient_codec
+from fedsplit.plan.question import gradient_codec, hidden_codec
 from fedsplit.plan.types import ClientPlan, Topology
 
 
@@ -52,7 +52,7 @@ def _problems(plan: ClientPlan, run: RunFile, num_layers: int) -> list[str]:
 
 def _codecs(plan: ClientPlan, run: RunFile) -> list[str]:
     """Codecs that the run file does not allow. Gradients in fewer bits than it names, too."""
-    allowed = ("raw",) if plan.topology is Topology.LOCAL else run.wire.codecs
+    allowed = ["raw"] if plan.topology is Topology.LOCAL else [hidden_codec(codec) for codec in run.wire.codecs]
     found = []
     for way, hidden, gradient in (("up", plan.wire_up, plan.grad_up), ("down", plan.wire_down, plan.grad_down)):
         if hidden not in allowed:

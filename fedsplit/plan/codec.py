@@ -16,7 +16,7 @@ from fedsplit.config.run import RunFile
 from fedsplit.devices.units import duration, size
 from fedsplit.plan.options import Option
 from fedsplit.plan.prices import Shelf
-from fedsplit.plan.question import Question, alike, priced
+from fedsplit.plan.question import Question, alike, hidden_codec, priced
 from fedsplit.plan.timing import traffic
 from fedsplit.plan.types import Topology
 
@@ -25,8 +25,8 @@ WORTH = 0.10
 
 
 def allowed_codecs(run: RunFile) -> list[str]:
-    """Of a run, the most bits first."""
-    return sorted(run.wire.codecs, key=lambda codec: -wire_bits(run, codec))
+    """Of a run's hidden states, the most bits first."""
+    return sorted(map(hidden_codec, run.wire.codecs), key=lambda codec: -wire_bits(run, codec))
 
 
 def with_codecs(asked: Mapping[str, Question]) -> Mapping[str, Question]:

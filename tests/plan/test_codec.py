@@ -38,12 +38,12 @@ def device(bps: float, flops: float = 1e11) -> DeviceProfile:
 ALL = '["raw", "bf16", "int8", "int4"]'
 
 
-@pytest.mark.parametrize(("bps", "codec"), [(1e12, "raw"), (1e3, "int4")])
+@pytest.mark.parametrize(("bps", "codec"), [(1e12, "raw"), (1e3, "int5")])
 def test_fewer_bits_where_they_pay(bps: float, codec: str) -> None:
     [plan] = solve(LLAMA, {"pi": device(bps)}, run_file(ALL, U)).clients
     assert (plan.wire_up, plan.wire_down) == (codec, codec)
-    assert plan.grad_up == plan.grad_down == ("int8" if codec == "int4" else codec)
-    assert any("travel in int4, gradients in int8" in reason for reason in plan.reasons) == (codec == "int4")
+    assert plan.grad_up == plan.grad_down == ("int3" if codec == "int5" else codec)
+    assert any("travel in int5, gradients in int3" in reason for reason in plan.reasons) == (codec == "int5")
 
 
 def test_the_chosen_codec_is_the_one_with_most_bits_that_is_fast_enough() -> None:
@@ -53,7 +53,7 @@ def test_the_chosen_codec_is_the_one_with_most_bits_that_is_fast_enough() -> Non
         for codec in ("raw", "bf16", "int8", "int4"):
             [alone] = solve(LLAMA, {"pi": device(bps)}, run_file(f'["{codec}"]', U)).clients
             assert alone.estimate is not None
-            seconds[codec] = alone.estimate.step_s
+            seconds[alone.wire_up] = alone.estimate.step_s
         least = min(seconds.values())
         assert plan.wire_up == next(codec for codec in seconds if seconds[codec] <= (1 + WORTH) * least)
 
@@ -94,9 +94,9 @@ def test_a_running_client_keeps_its_codec() -> None:
     """A link that got faster would want raw now, but that would be other work."""
     run = run_file(ALL, U)
     [plan] = solve(LLAMA, {"pi": device(1e3)}, run).clients
-    assert plan.wire_up == "int4"
+    assert plan.wire_up == "int5"
     standing = Standing(profile=device(1e12), data=None, plan=plan, agreed=plan)
-    assert {one.wire_up for one in replan(LLAMA, run, {"pi": standing}).plan.clients} == {"int4"}
+    assert {one.wire_up for one in replan(LLAMA, run, {"pi": standing}).plan.clients} == {"int5"}
     [fresh] = solve(LLAMA, {"pi": device(1e12)}, run).clients
     assert fresh.wire_up == "raw"
 
@@ -114,7 +114,9 @@ def test_one_codec_is_not_asked_for_twice() -> None:
         ("[]", "", "at least one"),
         ('["raw", "raw"]', "", "every codec once"),
         ('["int8"]', "[policy]\nmin_wire_bits = 16\n", "at least policy.min_wire_bits = 16"),
+        ('["int4"]', "[policy]\nmin_wire_bits = 4\n", "of 3 bits, expected at least policy.min_wire_bits = 4"),
         ('["zip"]', "", "zip"),
+        ('["int5"]', "", "int5"),
         ('["int4"]\ngradient_bits = 2', "", "gradient_bits"),
     ],
 )

@@ -1,0 +1,118 @@
+"""``fedsplit bench bytes --quality``: the tasks of ``fedsplit bench quality`` with fewer bytes on the way or in memory.
+
+Each way is a whole run of four clients (local, two times u, w) with the same rows, steps and seed, measured on the test
+file. ``step_bytes``: of a step of a client in ``u``, both directions, as its socket counted them. ``round_bytes``: the
+factors of the local client, down with Start and up with Update, by the formula that tests hold to the wire.
+``body_bytes``: frozen weights of a layer at the server. ``of_dense``: the share of that which the way makes less.
+``lost``: points of accuracy, or per cent of perplexity, worse than dense with the same seed; negative: better. Dense
+with several seeds shows how much is chance.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from fedsplit.cli import bench_quality
+from fedsplit.cli.bench_table import Row
+from fedsplit.cli.report import Compared, compared
+from fedsplit.config.load import load
+from fedsplit.errors import ConfigError, InternalError, Problem
+from fedsplit.plan.bits import torch_bytes
+from fedsplit.plan.card import card
+from fedsplit.plan.types import ClientPlan, Topology
+from fedsplit.state.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Way:
+    """One row: what a run file says besides, and which of the bytes that makes less."""
+
+    text: str = ""
+    saves: str = "step_bytes"
+    bits: int = 32
+
+
+WAYS = {
+    "dense": Way(),
+    "int8": Way('[wire]\ncodecs = ["int8"]\n'),
+    "int4": Way('[wire]\ncodecs = ["int4"]\n'),
+    "flasc": Way('[method]\nname = "flasc"\n', "round_bytes"),
+    "body4": Way("", "body_bytes", 4),
+}
+
+
+def qualities(
+    ways: Sequence[str], task: str, data: Path, rounds: int, test_rows: int, seeds: Sequence[int], lines: str
+) -> list[Row]:
+    """A row for each task, seed and way. Raises ConfigError unless the ways are known and dense is the first."""
+    if not ways or ways[0] != "dense":
+        raise ConfigError([Problem("--ways", repr(",".join(ways)), "dense first: the others are compared with it")])
+    if unknown := [way for way in ways if way not in WAYS]:
+        raise ConfigError([Problem("--ways", repr(unknown[0]), f"some of {', '.join(WAYS)}")])
+    found: list[Row] = []
+    for one in bench_quality.chosen(task, data):
+        for seed in seeds:
+            found += _compared(replace(one, rounds=rounds), ways, data, test_rows, seed, lines)
+    return found
+
+
+def _compared(
+    task: bench_quality.Task, ways: Sequence[str], data: Path, test_rows: int, seed: int, lines: str
+) -> list[Row]:
+    found: list[Row] = []
+    for name in ways:
+        row = _row(task, name, data, test_rows, seed, found[0] if found else None)
+        found.append(row)
+        if lines:
+            with Path(lines).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+    return found
+
+
+def _row(
+    task: bench_quality.Task, name: str, data: Path, test_rows: int, seed: int, dense: Row | None
+) -> dict[str, object]:
+    way = WAYS[name]
+    sizes: dict[str, int] = {}
+    one = replace(task, settings=f"{task.settings}\n{way.text}", bits=way.bits)
+    row = bench_quality.measured(one, data, seed, test_rows, "cpu", lambda folder: sizes.update(_sizes(folder)))
+    first = dense or {**row, **sizes}
+    after, before = float(str(row["after"])), float(str(first["after"]))
+    lost = 100 * (before - after) if task.metric == "accuracy" else 100 * (after / before - 1)
+    of_dense = sizes[way.saves] / float(str(first[way.saves]))
+    chosen = {key: row[key] for key in ("steps", "test_rows", "metric", "before", "after")}
+    return {
+        "task": task.name, "way": name, "seed": seed, **sizes, "of_dense": round(of_dense, 4), **chosen,
+        "lost": round(lost, 2), "seconds": row["seconds"],
+    }  # fmt: skip
+
+
+def _sizes(run_file: Path) -> dict[str, int]:
+    """What a finished run moved, its factors as its plan has them, and what a layer at its server took."""
+    # Not at the top: listing the benches must not wait for torch.
+    from fedsplit.split.base import open_base
+    from fedsplit.train.exported import model_folder
+
+    run = load(run_file)
+    with RunDir(run.run.dir).journal() as journal:
+        moved = [(one.up_bytes.actual or 0) + (one.down_bytes.actual or 0) for one in compared(journal) if _cut(one)]
+        plans = [msgspec.json.decode(row.plan, type=ClientPlan) for row in journal.plans()]
+    estimates = [plan.estimate for plan in plans if plan.topology is Topology.LOCAL and plan.estimate is not None]
+    if not moved or not all(moved) or not estimates:
+        raise InternalError("the run did not say what its steps moved: nothing was measured")
+    base = open_base(model_folder(run.model.path))
+    layer = card(base.config.to_dict(), run.model.task, len(run.model.labels))
+    return {
+        "step_bytes": round(sum(moved) / len(moved)),
+        "round_bytes": estimates[0].factors_up_bytes + estimates[0].round_down_bytes,
+        "body_bytes": torch_bytes(layer, 4, run.server.bits),
+    }
+
+
+def _cut(one: Compared) -> bool:
+    return one.plan.startswith("u ")
