@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fedsplit.devices.here import processor
 from fedsplit.errors import ConfigError, Problem
 
 Row = Mapping[str, object]
@@ -76,22 +77,13 @@ def machine() -> str:
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory_gb = psutil.virtual_memory().total / 1e9
-    parts = [_processor(), f"{usable} cores", f"{memory_gb:.0f} GB", platform.system()]
+    parts = [processor(), f"{usable} cores", f"{memory_gb:.0f} GB", platform.system()]
     parts.append(f"Python {platform.python_version()}")
     try:
         parts.append(f"torch {version('torch')}")
     except PackageNotFoundError:
         parts.append("no torch")
     return ", ".join(parts)
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
-        if found:
-            return found[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

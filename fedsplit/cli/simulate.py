@@ -21,6 +21,7 @@ from fedsplit.cli.chosen_method import MethodName, Options, flags_of, with_metho
 from fedsplit.cli.display import AccuracyRow, accuracy_table
 from fedsplit.cli.emulated import devices_of, holding, written
 from fedsplit.cli.failures import failure
+from fedsplit.cli.given import as_files, keep, profiles_of
 from fedsplit.cli.interrupts import if_interrupted, kept_in
 from fedsplit.cli.output import view
 from fedsplit.cli.place import Device, check_device
@@ -85,13 +86,16 @@ def run_processes(
     fleet: str = "",
     flags: Sequence[str] = (),
     join_flags: Mapping[str, Sequence[str]] | None = None,
+    profiles: Mapping[str, Path] | None = None,
+    server_threads: int = 0,
 ) -> Simulated:
     """One server and one process for every ``[[clients]]``; returns when all have ended.
 
     ``profile``: what every client says of itself where the run file names no device (this machine's by default).
     ``device``: where the server's body runs. ``emulate``: hold every client to its device's profile; ``fleet``: a fleet
     file or name whose members the clients' devices are. ``flags``: of ``fedsplit serve``, beside its own;
-    ``join_flags``: of ``fedsplit join``, by client.
+    ``join_flags``: of ``fedsplit join``, by client. ``profiles``: files, by client, before any other.
+    ``server_threads``: CPU threads of the server; 0: its own choice.
 
     :raises ConfigError: the run file has no clients with data, or with ``emulate`` one without a device.
     :raises OutOfMemory: a client took more memory than its emulated device could give.
@@ -103,18 +107,24 @@ def run_processes(
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedsplit-")))
         devices = devices_of(run, run_file.parent, fleet, profile) if emulate or fleet else {}
-        profiles = written(devices, scratch / "devices")
+        named = {**written(devices, scratch / "devices"), **(profiles or {})}
         emulation = stack.enter_context(Emulation(holding(devices, run, emit))) if emulate else None
         crew = stack.enter_context(Crew(emit, emulation))
         link = scratch / "link"
         flags = [*flags, *(["--resume"] if resume else [])]
-        crew.start("", ["serve", str(run_file), "--port", "0", "--link-file", str(link), "--device", device, *flags])
+        crew.start(
+            "",
+            ["serve", str(run_file), "--port", "0", "--link-file", str(link), "--device", device, *flags],
+            server_threads,
+        )
         address = crew.wait_for_file(link, START_S)
+        shown = profiles_of(run, named, profile, emit)
+        files, threads = as_files(shown, scratch), {one.name: _threads(one, emulation) for one in run.clients}
         for section in run.clients:
-            of = str(profiles.get(section.name) or section.device or profile or "")
             state = _state(run, run_file) / section.name
-            verb = [*_joining(section, address, of, state, emulation), *(join_flags or {}).get(section.name, ())]
-            crew.start(section.name, verb, _threads(section, emulation))
+            verb = _joining(section, address, str(files[section.name]), state, emulation)
+            crew.start(section.name, [*verb, *(join_flags or {}).get(section.name, ())], threads[section.name])
+        keep(_folder(run, run_file), run, shown, threads, join_flags or {}, emulated=emulate)
         crew.wait()
         server = crew.finished.pop("", None)
         return Simulated(_folder(run, run_file), server, dict(crew.finished))

@@ -19,6 +19,12 @@ VERBS = (
         RUN,
     ),
     Verb(
+        "rerun",
+        "fedsplit.cli.rerun:rerun",
+        "Repeat a simulated run and compare the result to the last bit.",
+        RUN,
+    ),
+    Verb(
         "doctor", "fedsplit.cli.doctor:doctor", "Is this machine fit to take part, and can it reach the server?", LOOK
     ),
     Verb("profile", "fedsplit.cli.profile:app", "Measure this device once and keep the result.", LOOK),

@@ -75,7 +75,12 @@ def _reported(path: str, reported: tuple[str, ...]) -> bool:
 
 def dumps(run: RunFile) -> str:
     """The run file as TOML with every value written out; ``loads(dumps(run)) == run``."""
-    return tomli_w.dumps(_without_none(msgspec.to_builtins(run)), multiline_strings=False)
+    return as_toml(run)
+
+
+def as_toml(value: msgspec.Struct) -> str:
+    """Any Struct as TOML, every value written out; what is None is left out."""
+    return tomli_w.dumps(_without_none(msgspec.to_builtins(value)), multiline_strings=False)
 
 
 def _without_none(value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,12 @@ def usable_threads(root: Path = CGROUPS) -> int:
 def others(seconds: float = 0.3) -> float:
     """Share of the machine's cores that is busy while this process waits for ``seconds``."""
     return float(psutil.cpu_percent(seconds)) / 100
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def free_disk(folder: Path) -> int:

@@ -1,6 +1,7 @@
 """The run directory: everything the operator's process needs to go on after a stop, in one folder.
 
     run.toml           the resolved run file
+    manifest.toml      how it came about, and how it ended (manifest.py)
     keys/              the server's key pair and invitations, readable by its owner only
     journal.db         what happened (journal.py)
     checkpoints/NNNN/  the global state after round NNNN (checkpoints.py)

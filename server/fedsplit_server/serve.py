@@ -32,12 +32,13 @@ from fedsplit.state.rundir import RunDir
 from fedsplit.train.exported import model_folder
 from fedsplit.train.start import first_state, refuse_dead
 from fedsplit.wire.link import JoinLink
+from fedsplit_server.account import Account
 from fedsplit_server.assets import Assets
 from fedsplit_server.gateway import Gateway
 from fedsplit_server.graphs import Graphs
 from fedsplit_server.host import Host, Parts
 from fedsplit_server.keeper import Keeper
-from fedsplit_server.keys import load_keys
+from fedsplit_server.keys import ServerKeys, load_keys
 from fedsplit_server.rehearsal import rehearse
 from fedsplit_server.validation import validation
 
@@ -86,8 +87,8 @@ def serve(
     method = method_of(run)
     with ExitStack() as stack:
         stack.enter_context(folder.lock())
-        folder.begin(dumps(run), resume=resume)
-        run = settled(run, method)
+        resumed = folder.begin(dumps(run), resume=resume)
+        given, run = run, settled(run, method)
         base = open_base(model_folder(run.model.path))
         _check_model(run, base)
         refuse_dead(first := first_state(base, run), method)
@@ -96,9 +97,8 @@ def serve(
         emit(Note(text=f"plans take this machine for {described(own)}"))
         engine = engine_of(run, base, device, memory_bytes)
         keys = load_keys(folder.keys)
-        gateway = stack.enter_context(
-            Gateway(run.server.host, run.server.port, keys.pair if run.server.curve else None, emit=emit)
-        )
+        account = Account(folder.path, given, base.identity, own, device, resumed=resumed, silent=keep_open)
+        gateway = stack.enter_context(_gateway(run, keys, emit))
         journal = stack.enter_context(folder.journal())
         validate = validation(run, base, device) if run.server_data.path else None
         keeper = Keeper(run, folder, journal, method, first, emit, validate)
@@ -119,8 +119,16 @@ def serve(
         address, port = gateway.address
         ready(str(keys.link(run.server.public_host or address, port) if run.server.curve else JoinLink(address, port)))
         host.loop()
-        state, metrics = keeper.best()
-        return Served(folder.path, host.course.reason, state.round, metrics, weights_digest(state))
+        return account.ended(_served(folder, host, keeper))
+
+
+def _gateway(run: RunFile, keys: ServerKeys, emit: Emit) -> Gateway:
+    return Gateway(run.server.host, run.server.port, keys.pair if run.server.curve else None, emit=emit)
+
+
+def _served(folder: RunDir, host: Host, keeper: Keeper) -> Served:
+    state, metrics = keeper.best()
+    return Served(folder.path, host.course.reason, state.round, metrics, weights_digest(state))
 
 
 def described(own: DeviceProfile) -> str:
