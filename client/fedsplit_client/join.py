@@ -52,6 +52,7 @@ from fedsplit_client.room import refuse_too_large
 from fedsplit_client.sensors import Sensors, of_this_machine
 from fedsplit_client.session import Offer, Session
 from fedsplit_client.uploads import Uploads
+from fedsplit_client.wish import Elsewhere, HandOver, Wish
 from fedsplit_client.worker import Result, Worker
 
 Agree = Callable[[Offer, str], bool]
@@ -110,24 +111,83 @@ def join(
     :raises Refused: the server, or the owner, said no. :raises DataError: the data is wrong.
     :raises OutOfMemory: the plan takes more than the owner allows. :raises Left: the owner said `fedsplit leave`.
     """
-    link, name = _checked(link, data, name or host_name(), topology, tag)
-    computes = choose(backend, device)
-    personal = Personal(state)
+    wish = Wish(
+        link=str(link),
+        data=str(data),
+        name=name,
+        topology=topology,
+        model=model,
+        profile=profile,
+        device=device,
+        backend=backend,
+        tag=tag,
+        state=str(state) if state is not None else "",
+        learning=learning,
+        measure_link=measure_link,
+        limits=limits,
+    )
+    return take_part(wish, agree, emit, sensors=sensors)
+
+
+def take_part(
+    wish: Wish,
+    agree: Agree,
+    emit: Emit = silent,
+    *,
+    sensors: Sensors | None = None,
+    hand_over: HandOver | None = None,
+) -> Joined:
+    """As ``join``. ``hand_over``: once the owner has agreed, and where what computes is small enough for it to matter
+    what else is in memory, a fresh process may go on. Raises as ``join``."""
+    link, name = _checked(wish)
+    wish = replace(wish, name=name)
+    computes = choose(wish.backend, wish.device)
+    if computes.name != "edge" or wish.agreed is not None:
+        hand_over = None
+    try:
+        return _taking_part(wish, link, computes, agree, emit, sensors, hand_over is not None)
+    except Elsewhere as elsewhere:
+        assert hand_over is not None
+        agreed = elsewhere.wish
+    hand_over(agreed)
+    return take_part(agreed, agree, emit, sensors=sensors)
+
+
+def _taking_part(
+    wish: Wish,
+    link: JoinLink,
+    computes: Backend,
+    agree: Agree,
+    emit: Emit,
+    sensors: Sensors | None,
+    only_agree: bool,
+) -> Joined:
+    """Raises as ``join``; Elsewhere where the owner has agreed and that is all that is wanted."""
+    personal = Personal(wish.state or None)
     keys = load_keys(personal.keys)
-    own, profile = (None, profile) if profile else (own_path(), this_device(emit=emit))
-    profile = replace(profile, limits=limits) if limits is not None else profile
+    own, profile = _profile(wish, emit)
     with ExitStack() as held:
         # Before the hello: a second process under this name would take the first one's place at the server.
-        folder = held.enter_context(_alone(personal, link, name)).path.parent
+        folder = held.enter_context(_alone(personal, link, wish.name)).path.parent
         sensors = sensors or of_this_machine()
-        owner = Owner(profile.limits, sensors, Uploads(folder, lambda: sensors.now().date()), emit, name)
+        owner = Owner(profile.limits, sensors, Uploads(folder, lambda: sensors.now().date()), emit, wish.name)
         held.callback(owner.close)
-        stay = Stay(link, name, keys, personal, owner, held, profile, own, tag)
+        stay = Stay(wish, link, keys, personal, owner, held, profile, own, offer=wish.agreed)
 
         def once() -> Joined:
-            return _once(stay, computes, data, topology, model, device, agree, emit, learning, measure_link)
+            return _once(stay, computes, agree, emit, only_agree)
 
-        return with_pauses(owner, once, lambda: _goodbye(stay, emit), emit, name, lambda: stay.patience_s)
+        return with_pauses(owner, once, lambda: _goodbye(stay, emit), emit, wish.name, lambda: stay.patience_s)
+
+
+def _profile(wish: Wish, emit: Emit) -> tuple[Path | None, DeviceProfile]:
+    """(file of this machine's own profile, where it is that; what this device can do, with the owner's limits)."""
+    own: Path | None = own_path()
+    if wish.profile is None:
+        profile = this_device(emit=emit)
+    else:
+        own, profile = Path(wish.own) if wish.own else None, wish.profile
+    return own, replace(profile, limits=wish.limits) if wish.limits is not None else profile
 
 
 @dataclass
@@ -135,18 +195,21 @@ class Stay:
     """What outlives a pause. ``held``: what is let go of at the very end; ``own``: this machine's profile's file;
     ``offer``: what the owner agreed to last; ``kept``: the run's state here, once the run is known."""
 
+    wish: Wish
     link: JoinLink
-    name: str
     keys: KeyPair
     personal: Personal
     owner: Owner
     held: ExitStack
     profile: DeviceProfile
     own: Path | None
-    tag: str = ""
     offer: Offer | None = None
     kept: ClientRun | None = None
     patience_s: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.wish.name
 
     def folder_of(self, offer: Offer) -> ClientRun:
         """The run's state, locked until the very end: during a pause too nobody else may take part as this client."""
@@ -166,46 +229,37 @@ class Stay:
         return before is not None and before.base == offer.base and not objection(before.plan, before.plan, offer.plan)
 
 
-def _once(
-    stay: Stay,
-    computes: Backend,
-    data: str | Path,
-    topology: str,
-    model: str,
-    device: str,
-    agree: Agree,
-    emit: Emit,
-    learning: bool,
-    measure_link: bool,
-) -> Joined:
-    """From the hello to the end of the run, or to the next pause. Raises as ``join``, and Paused."""
-    link, name, keys, own, owner, again = stay.link, stay.name, stay.keys, stay.own, stay.owner, stay.offer is not None
+def _once(stay: Stay, computes: Backend, agree: Agree, emit: Emit, only_agree: bool) -> Joined:
+    """From the hello to the end of the run, or to the next pause. Raises as ``_taking_part``, and Paused."""
+    wish, link, name, keys, own, owner = stay.wish, stay.link, stay.name, stay.keys, stay.own, stay.owner
     with ExitStack() as stack:
         dealer = stack.enter_context(Dealer(link, keys))
         owner.dialled(lambda: dealer.sent_bytes)
         end = OrderlyEnd(dealer, name, emit)
-        if measure_link and not again:
+        if wish.measure_link and stay.offer is None:
             stay.profile = with_link(end, link, stay.profile, name, emit, keep=own)
             give_back()
         profile = stay.profile
-        session = Session(end, link, name, profile, topology, emit, backend=computes.name, tag=stay.tag)
+        session = Session(end, link, name, profile, wish.topology, emit, backend=computes.name, tag=wish.tag)
         offer = session.hello()
         kept = stay.folder_of(offer)
         most = owner.limits.threads
         stack.enter_context(computes.computing(threads_of(offer.run, name, profile if own else None, most)))
         with farewell(end, name):
-            ahead = look_ahead(computes, offer, as_planned(offer), data, model, kept.path, name)
+            ahead = look_ahead(computes, offer, as_planned(offer), wish.data, wish.model, kept.path, name)
             owner.check(offer.plan, round_up_bytes(offer.plan, offer.run))
-            if not stay.agreed(offer) and not agree(ahead.offer, str(data)):
+            if not stay.agreed(offer) and not agree(ahead.offer, wish.data):
                 raise Refused("you did not agree; nothing of your data was sent")
             stay.offer = offer
+            if only_agree:
+                raise Elsewhere(replace(wish, profile=profile, own=str(own or ""), backend=computes.name, agreed=offer))
             dealer.patience_s = stay.patience_s = offer.run.rounds.patience_s
-            if device == "cpu":
+            if wish.device == "cpu":
                 refuse_too_large(offer.plan)
             opened = ahead.opened or _downloaded(computes, link, keys, offer, kept.path, name, emit)
             planned = as_planned(offer)
-            feed = ahead.feed or Feed.open(data, planned, opened.reading(planned), name)
-            summary = _examined(feed, data, name, emit)
+            feed = ahead.feed or Feed.open(wish.data, planned, opened.reading(planned), name)
+            summary = _examined(feed, wish.data, name, emit)
             load = _loader(computes, offer.plan, ahead.opened, link, keys, kept.path, name, emit)
             place = Place(session, offer, summary, opened.part(offer), load, emit)
             line = ServerLine(
@@ -217,7 +271,7 @@ def _once(
             result = worker.work()
         meta = {"base": offer.base, "reason": result.reason, "own": worker.own}
         kept.save(result.round, flatten(result.adapter, result.head), meta)
-        if learning and own is not None and device == "cpu":
+        if wish.learning and own is not None and wish.device == "cpu":
             learn(own, place.offer, opened.config, summary, worker.steps, emit)
         return Joined(place.offer, result, end.up_bytes, end.down_bytes, kept.path)
 
@@ -244,12 +298,12 @@ def _loader(
     return load
 
 
-def _checked(link: str | JoinLink, data: str | Path, name: str, topology: str, tag: str) -> tuple[JoinLink, str]:
+def _checked(wish: Wish) -> tuple[JoinLink, str]:
     """The link and the name, when nothing is wrong with what was given. Raises as ``join``."""
-    link = JoinLink.parse(link) if isinstance(link, str) else link
-    door.check(name=name, topology=topology, tag=tag)
-    if not Path(data).exists():
-        raise DataError("no such file or folder", str(data))
+    link, name = JoinLink.parse(wish.link), wish.name or host_name()
+    door.check(name=name, topology=wish.topology, tag=wish.tag)
+    if not Path(wish.data).exists():
+        raise DataError("no such file or folder", wish.data)
     return link, name
 
 
@@ -261,13 +315,13 @@ def _downloaded(
         return backend.fetched(bulk, offer, folder, name, emit)
 
 
-def _examined(feed: Feed, data: str | Path, name: str, emit: Emit) -> DataSummary:
+def _examined(feed: Feed, data: str, name: str, emit: Emit) -> DataSummary:
     """The rows' counts; what was cut or left out of them is said. Raises DataError where none is left to train on."""
     if not feed.dataset.report.clean:
         emit(Note(client=name, text=str(feed.dataset.report), warning=True))
     summary = feed.dataset.summary
     if not summary.train_examples:
-        raise DataError("found no row to train on; add rows, or lower data.eval_fraction", str(data))
+        raise DataError("found no row to train on; add rows, or lower data.eval_fraction", data)
     return summary
 
 

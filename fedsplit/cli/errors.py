@@ -6,10 +6,6 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import typer
 
 from fedsplit.errors import FedsplitError, InternalError, MissingExtra, OutOfMemory
 
@@ -38,32 +34,27 @@ _UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SMALLER = "try a smaller batch, more micro-batches, or a plan that holds fewer layers here"
 
 
-@contextmanager
-def reported(*, debug: bool = False) -> Iterator[None]:
-    """Run a verb; on an error print its message and leave with its exit code.
+def tell_interrupted(interrupt: BaseException) -> int:
+    """Say what is kept after Ctrl-C; the exit code. Only the verb knows what it had done
+    (``fedsplit.cli.interrupts``)."""
+    _say("interrupted", str(interrupt) or "stopped as you asked")
+    return INTERRUPTED
 
-    After Ctrl-C it is what the verb says (``fedsplit.cli.interrupts``): only the verb knows what it had done.
 
-    Raises:
-        typer.Exit: with the code of the error.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, typer.Abort) as interrupt:  # Abort: Ctrl-C at a question
-        _say("interrupted", str(interrupt) or "stopped as you asked")
-        raise typer.Exit(INTERRUPTED) from None
-    except BrokenPipeError:
-        # `fedsplit plan … | head`: the reader has what it wanted. Quiet, with rich's code; Python flushes once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
-    except Exception as error:
-        if _is_the_frames(error):
-            raise
-        if debug:
-            traceback.print_exception(error)
-        shown = translate(error)
-        _say("error", str(shown) or type(shown).__name__)
-        raise typer.Exit(shown.exit_code) from None
+def nobody_reads() -> int:
+    """Whoever read has gone: `fedsplit plan … | head` has what it wanted. Quiet, with rich's code; Python flushes once
+    more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def tell(error: Exception, *, debug: bool = False) -> int:
+    """Say what went wrong; the exit code."""
+    if debug:
+        traceback.print_exception(error)
+    shown = translate(error)
+    _say("error", str(shown) or type(shown).__name__)
+    return shown.exit_code
 
 
 def translate(error: Exception) -> FedsplitError:
@@ -118,11 +109,6 @@ def _missing(error: ImportError) -> FedsplitError:
     if package in ("fedsplit", "fedsplit_server", "fedsplit_client"):
         return FedsplitError(f"{error}: this installation is not whole; install fedsplit again with pip")
     return InternalError(f"{error}; reinstall fedsplit, and report it if that does not help")
-
-
-def _is_the_frames(error: Exception) -> bool:
-    """Usage errors and exits belong to the command-line library, which shows them itself."""
-    return isinstance(error, typer.Exit) or hasattr(error, "format_message")
 
 
 def _say(kind: str, text: str) -> None:

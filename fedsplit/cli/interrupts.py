@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import typer
-
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C; the text says what is kept and how to go on."""
@@ -18,7 +16,7 @@ def if_interrupted(say: Callable[[], str]) -> Iterator[None]:
     """Turn Ctrl-C into ``Interrupted`` with what ``say`` answers then."""
     try:
         yield
-    except (KeyboardInterrupt, typer.Abort):  # Abort: Ctrl-C at a question
+    except KeyboardInterrupt:
         raise Interrupted(say()) from None
 
 

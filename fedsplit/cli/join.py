@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from fedsplit.cli import owner
-from fedsplit.cli.display import AccuracyRow, accuracy_table, ask, show_plan
-from fedsplit.cli.interrupts import if_interrupted
-from fedsplit.cli.output import view
+from fedsplit.cli.joining import take_part
+from fedsplit.cli.lean import OWN, can_go_lean, go_lean
 from fedsplit.devices.find import find, own_path
 from fedsplit.devices.limits import Limits
 from fedsplit.devices.load import foreign, load
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, Problem
-from fedsplit.events import Emit, Event, Finished, Measured, Note, RoundStarted, silent
-from fedsplit.plan.traffic import run_traffic
-
-if TYPE_CHECKING:
-    from fedsplit_client.join import Joined
-    from fedsplit_client.session import Offer
+from fedsplit.events import Note
 
 Computes = Annotated[str, typer.Option(help="What computes: torch, or edge (onnxruntime, on graphs from the server).")]
 Tag = Annotated[
@@ -32,6 +24,7 @@ Tag = Annotated[
 
 
 def join(
+    context: typer.Context,
     link: Annotated[str, typer.Argument(help="The line that the server printed: 'fedsplit://HOST:PORT/?key=…'")],
     data: Annotated[Path, typer.Option(help="Your rows: JSONL, CSV, text, an image folder. They stay here.")],
     name: Annotated[str, typer.Option(help="Your name in the run; by default this machine's.")] = "",
@@ -60,58 +53,41 @@ def join(
     max_temp: owner.Temperature = "",
 ) -> None:
     """Take part in a run. Shows what is trained, what the operator can learn and what it costs, then asks."""
-    from fedsplit_client import join as client
+    from fedsplit_client.wish import Wish, pack
 
     _check_out(out)
     asked = owner.asked(max_memory, threads, upload_per_day, between, only_on_mains, pause_when_busy, max_temp)
-    with ExitStack() as stack:
-        stage = Stage(stack, yes=yes, json=json)
-        stack.enter_context(if_interrupted(lambda: stage.kept))
-        stack.enter_context(_leaving(json))
-        given = _given(profile, silent if json else stage.emit) if profile else None
-        joined = client.join(
-            link,
-            data,
-            name=name,
-            topology=topology,
-            model=model,
-            profile=given,
-            device=device,
-            backend=backend,
-            tag=tag,
-            state=state,
-            agree=stage.agree,
-            emit=stage.emit,
-            learning=learning,
-            measure_link=measure_link,
-            limits=_limits(given, asked),
-        )
-        stage.emit(_finished(joined))
-    if out is not None:
-        client.save(joined, out)
-    if not json:
-        _report(joined)
+    given = find(profile) if profile else None
+    wish = Wish(
+        link=link,
+        data=str(data),
+        name=name,
+        topology=topology,
+        model=model,
+        profile=given,
+        device=device,
+        backend=backend,
+        tag=tag,
+        state=str(state or ""),
+        learning=learning,
+        measure_link=measure_link,
+        limits=_limits(given, asked),
+    )
+    flags = [flag for flag, on in (("json", json), ("yes", yes), ("debug", _debug(context))) if on]
+    hand_over = (lambda wish: go_lean(pack(wish), out, flags)) if context.obj == OWN and can_go_lean() else None
+    said = () if json or given is None else _warning(given)
+    take_part(wish, out=out, yes=yes, json=json, said=said, hand_over=hand_over)
 
 
-def _given(name: str, emit: Emit) -> DeviceProfile:
-    """The profile that the owner names instead of this machine's; one of another kind of machine is warned of
-    (``simulate``, which reads events, gives such profiles on purpose)."""
-    found = find(name)
-    if warning := foreign(found):
-        emit(Note(text=warning, warning=True))
-    return found
+def _debug(context: typer.Context) -> bool:
+    return bool(context.find_root().params.get("debug"))
 
 
-@contextmanager
-def _leaving(json: bool) -> Iterator[None]:
-    """Whoever said `fedsplit leave` sees that it was done, and a service sees no failure."""
-    from fedsplit_client.owner import Left
-
-    try:
-        yield
-    except Left as left:
-        typer.echo(str(left), err=json)
-        raise typer.Exit(0) from None
+def _warning(given: DeviceProfile) -> tuple[Note, ...]:
+    """Of a profile from another kind of machine that the owner names (``simulate``, which reads events, gives such
+    profiles on purpose)."""
+    warning = foreign(given)
+    return (Note(text=warning, warning=True),) if warning else ()
 
 
 def _limits(given: DeviceProfile | None, asked: dict[str, Any]) -> Limits | None:
@@ -123,58 +99,8 @@ def _limits(given: DeviceProfile | None, asked: dict[str, Any]) -> Limits | None
     return owner.changed(before.limits if before is not None else None, asked) or Limits()
 
 
-class Stage:
-    """The question first and the view after it: a live view and a prompt cannot share a terminal."""
-
-    def __init__(self, stack: ExitStack, *, yes: bool, json: bool) -> None:
-        self._stack, self._yes, self._json = stack, yes, json
-        self._emit = stack.enter_context(view("joining", json, live=False))
-        self.kept = "nothing was joined, and nothing of your data was sent"
-        """What is true when it is interrupted now."""
-
-    def emit(self, event: Event) -> None:
-        if isinstance(event, RoundStarted | Measured):
-            self.kept = "finished rounds are saved; the same command goes on from there"
-        self._emit(event)
-
-    def agree(self, offer: Offer, path: str) -> bool:
-        """Show what is asked of this device, then ask its owner."""
-        if not self._json:
-            show_plan(offer.plan, run_traffic(offer.plan, offer.run, offer.known))
-        if not ask(f"Train on {path} with this plan?", yes=self._yes):
-            return False
-        self.kept = "no round was trained here yet; what was fetched is kept, and the same command goes on from there"
-        self._emit = self._stack.enter_context(view(f"{offer.plan.client} in {offer.run.run.name}", self._json))
-        return True
-
-
 def _check_out(out: Path | None) -> None:
     """Now: after hours of training is too late to hear that there is no such folder."""
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         found = f"{out}, a folder" if out.is_dir() else f"{out}, in a folder that is not there"
         raise ConfigError([Problem("--out", found, "a file in a folder that exists")])
-
-
-def _finished(joined: Joined) -> Finished:
-    result = joined.result
-    return Finished(
-        client=joined.plan.client,
-        round=result.round,
-        reason=result.reason,
-        before=result.before,
-        after=result.after,
-        up_bytes=joined.up_bytes,
-        down_bytes=joined.down_bytes,
-    )
-
-
-def _report(joined: Joined) -> None:
-    result = joined.result
-    shared = sorted(result.before.keys() & result.after.keys() - {"tokens"})
-    for metric in shared:
-        row = AccuracyRow(joined.plan.client, result.before[metric], None, result.after[metric])
-        accuracy_table([row], metric)
-    typer.echo(
-        f"done: {result.reason}. Sent {joined.up_bytes / 1e6:,.1f} MB, received {joined.down_bytes / 1e6:,.1f} MB."
-    )
-    typer.echo(f"The factors you hold are kept in {joined.folder}")

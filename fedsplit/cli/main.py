@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
 from fedsplit import __version__
-from fedsplit.cli.errors import reported
+from fedsplit.cli.errors import nobody_reads, tell, tell_interrupted
 from fedsplit.cli.lazy import Verb, lazy_group
+from fedsplit.cli.lean import OWN
 from fedsplit.cli.verbs import VERBS
 
 
@@ -32,6 +34,26 @@ def make_app(verbs: Sequence[Verb]) -> typer.Typer:
     )
     app.callback()(_fedsplit)
     return app
+
+
+@contextmanager
+def reported(*, debug: bool = False) -> Iterator[None]:
+    """Run a verb; on an error print its message and leave with its exit code.
+
+    Raises:
+        typer.Exit: with the code of the error.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, typer.Abort) as interrupt:  # Abort: Ctrl-C at a question
+        raise typer.Exit(tell_interrupted(interrupt)) from None
+    except BrokenPipeError:
+        raise typer.Exit(nobody_reads()) from None
+    except Exception as error:
+        # Usage errors and exits belong to the command-line library, which shows them itself.
+        if isinstance(error, typer.Exit) or hasattr(error, "format_message"):
+            raise
+        raise typer.Exit(tell(error, debug=debug)) from None
 
 
 def _show_version(value: bool) -> None:
@@ -55,12 +77,15 @@ def _fedsplit(
 def run(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS) -> None:
     """Entry point of the script and of ``python -m fedsplit``; always ends the process with a documented code.
 
+    With an ``argv`` the process is not the command's own and is left what it is.
+
     Raises:
         SystemExit: with that code.
     """
     _prepare_process()
     command = typer.main.get_command(make_app(verbs))
-    command.main(args=_debug_first(sys.argv[1:] if argv is None else argv), prog_name="fedsplit")
+    args, own = (sys.argv[1:], OWN) if argv is None else (argv, None)
+    command.main(args=_debug_first(args), prog_name="fedsplit", obj=own)
 
 
 def _debug_first(argv: Sequence[str]) -> list[str]:

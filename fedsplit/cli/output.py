@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedsplit.cli.display import Display
+from fedsplit.cli.lines import Lines, may_move
 from fedsplit.events import Emit, Event, to_json
 
 
@@ -16,8 +16,21 @@ def view(title: str, as_json: bool, live: bool = True) -> Iterator[Emit]:
     if as_json:
         yield _print_json
         return
-    with Display("auto" if live else "plain", title=title) as emit:
+    if not (live and may_move()):
+        with Lines(lambda said: line(said.text)) as emit:
+            yield emit
+        return
+    from fedsplit.cli.display import Display
+
+    with Display("auto", title=title) as emit:
         yield emit
+
+
+def line(text: str, *, error: bool = False) -> None:
+    """One line as it is, on standard output or standard error, seen at once."""
+    stream = sys.stderr if error else sys.stdout
+    stream.write(text + "\n")
+    stream.flush()
 
 
 def _print_json(event: Event) -> None:

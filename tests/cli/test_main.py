@@ -14,10 +14,10 @@ import pytest
 import typer
 
 from fedsplit import errors
-from fedsplit.cli.errors import EXTRAS, INTERRUPTED, reported, translate
+from fedsplit.cli.errors import EXTRAS, INTERRUPTED, translate
 from fedsplit.cli.interrupts import kept_in
 from fedsplit.cli.lazy import Verb, load
-from fedsplit.cli.main import run
+from fedsplit.cli.main import reported, run
 from fedsplit.cli.verbs import VERBS
 from fedsplit.state.rundir import RunDir
 

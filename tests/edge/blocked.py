@@ -11,4 +11,4 @@ if __name__ == "__main__":
         sys.modules[name] = None  # type: ignore[assignment]
     from fedsplit.cli.main import run
 
-    run(sys.argv[1:])
+    run()
