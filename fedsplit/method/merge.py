@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fedsplit.errors import IncompatibleParts
+from fedsplit.errors import ConfigError, IncompatibleParts, Problem
 from fedsplit.lora.lowrank import Array, LowRank, stack
 from fedsplit.method.parts import Merge, MergeFunction
 from fedsplit.method.values import Memory, Merged
@@ -80,3 +80,15 @@ def fold_all(parts: Sequence[LowRank], p_K: Sequence[float], memory: Memory) -> 
 def exact(parts: Sequence[LowRank], p_K: Sequence[float], memory: Memory) -> Merged:
     """The ideal aggregate itself; the ranks part cuts it to what each client can hold."""
     return Merged(total(parts, p_K))
+
+
+def exact_up_to(rank: int) -> Merge:
+    """The ideal aggregate, or where its rank is above ``rank`` the nearest of that rank (Frobenius). Raises ConfigError
+    on a rank below 1."""
+    if rank < 1:
+        raise ConfigError([Problem("merge.exact_up_to.rank", str(rank), "1 or more")])
+
+    def nearest(parts: Sequence[LowRank], p_K: Sequence[float], memory: Memory) -> Merged:
+        return Merged(total(parts, p_K).truncate(rank))
+
+    return Merge(f"exact_up_to({rank})", nearest, mutates_base=False)

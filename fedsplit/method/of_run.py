@@ -9,6 +9,7 @@ from fedsplit.config.run import RunFile
 from fedsplit.errors import ConfigError, Problem
 from fedsplit.method.composed import composed
 from fedsplit.method.record import Method, Phases
+from fedsplit.method.registry import cards
 
 
 def method_of(run: RunFile) -> Method | Phases:
@@ -24,13 +25,16 @@ def method_of(run: RunFile) -> Method | Phases:
         raise ConfigError(problems)
     if not mixes_ranks(run) or all(phase.unequal_ranks for phase in phases):
         return method
+    part = next(phase.merge_rule.name for phase in phases if not phase.unequal_ranks)
+    who = f"with method {run.method.name!r}, whose merge = {part} averages A and B apart"
+    instead = f"take a method that merges unequal ranks ({', '.join(_merging_unequal_ranks())})"
     if run.plan.slack == "rank":
-        fix = 'set plan.slack = "steps", or take a method that merges unequal ranks (fedsplit methods)'
-        found = f'"rank" with method {run.method.name!r}, which averages A and B apart'
-        raise ConfigError([Problem("plan.slack", found, '"none" or "steps"', fix)])
-    fix = "leave plan.ranks empty, or take a method that merges unequal ranks (fedsplit methods)"
-    found = f"{list(run.plan.ranks)} with method {run.method.name!r}"
-    raise ConfigError([Problem("plan.ranks", found, f"lora.rank = {run.lora.rank} alone", fix)])
+        fix = f'set plan.slack = "steps", or {instead}'
+        raise ConfigError([Problem("plan.slack", f'"rank" {who}', '"none" or "steps"', fix)])
+    fix = f"leave plan.ranks empty, or {instead}"
+    raise ConfigError(
+        [Problem("plan.ranks", f"{list(run.plan.ranks)} {who}", f"lora.rank = {run.lora.rank} alone", fix)]
+    )
 
 
 def _apart(run: RunFile, method: Method) -> Iterator[Problem]:
@@ -49,6 +53,10 @@ def _apart(run: RunFile, method: Method) -> Iterator[Problem]:
     if grouped and run.policy.shares_labels and run.model.task != "causal-lm" and run.model.head == "fedavg":
         fix = f'set it to false, or model.head = "frozen": {whose}, and in topology v the server has one head'
         yield Problem("policy.shares_labels", f"true {with_method}", "false", fix)
+
+
+def _merging_unequal_ranks() -> list[str]:
+    return [card.name for card in cards() if card.unequal_ranks]
 
 
 def mixes_ranks(run: RunFile) -> bool:

@@ -10,7 +10,8 @@ Legend: K clients that arrived, p_k their weights (sum 1), r_k their ranks, SVD_
 alpha/r is part of B here, so that ranks need no correction. D is held as its factors (ranks add up, at most min(M, N)),
 exactly; its SVD comes from QR of the thin factors and an SVD of the small core, for each rank once. All singular values
 go into B. Where D is zero a client keeps the first rows of A with B = 0. Evaluation and export use D; what a client of
-lower rank cannot hold is lost to *its* next round, every round.
+lower rank cannot hold is lost to *its* next round, every round. ``global_rank`` keeps D itself at that rank, by the
+same SVD, for a smaller state and export; no client can hold more then (its further components begin anew, with B = 0).
 
 Source. Bai et al. 2024, "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources"
 (arXiv:2402.11505), and the authors' code, which forms D densely. In that code equal ranks mean plain FedAvg; here they
@@ -26,6 +27,7 @@ from fedsplit.method.record import Method
 
 
 @method(paper="arXiv:2402.11505", title="FlexLoRA")
-def flexlora() -> Method:
+def flexlora(global_rank: int | None = None) -> Method:
     """Add up the products exactly and hand every client their best approximation at its own rank (SVD)."""
-    return Method(merge=merge.exact, ranks=per_device(fit="svd"))
+    rule = merge.exact if global_rank is None else merge.exact_up_to(global_rank)
+    return Method(merge=rule, ranks=per_device(fit="svd"))

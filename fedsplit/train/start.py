@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from fedsplit.config.run import RunFile
 from fedsplit.errors import ConfigError, Problem
+from fedsplit.method.parts import Ask
 from fedsplit.method.record import GlobalState, Method, Phases, every
 from fedsplit.split.base import Base
 from fedsplit.split.lora import read
@@ -55,6 +57,25 @@ def refuse_wide(first: GlobalState, ranks: Sequence[int] = ()) -> None:
         if wrong:
             fix = f"{key} is {m} x {n}; lower it, or choose other lora.targets"
             raise ConfigError([Problem(path, str(rank), f"at most {largest}", fix) for path, rank in wrong])
+
+
+def refuse_wide_clients(first: GlobalState, method: Method | Phases, run: RunFile) -> None:
+    """As ``refuse_wide``, for ranks that the method itself gives clients (``uniform(64)``, a table of ``per_device``).
+
+    :raises ConfigError: names part, client and module.
+    """
+    problems: dict[tuple[str, str], Problem] = {}
+    for phase, client in itertools.product(every(method), ["", *(section.name for section in run.clients)]):
+        ask = Ask(round=0, client=client, seed=run.run.seed, layers=0, rank=1)
+        for key, part in first.adapter.items():
+            (m, n), rank, whose = part.shape, phase.ranks.of(ask, key), f" for {client}" if client else ""
+            if rank > min(m, n) and (phase.ranks.name, "") not in problems:
+                fix = f"{key} is {m} x {n}; lower it, or choose other lora.targets"
+                at_most = f"at most {min(m, n)}"
+                problem = Problem(f"method.but.ranks = {phase.ranks.name}", f"{rank}{whose}", at_most, fix)
+                problems.setdefault((phase.ranks.name, client), problem)
+    if problems:
+        raise ConfigError(list(problems.values()))
 
 
 def _trained(method: Method) -> frozenset[str]:

@@ -18,7 +18,7 @@ from fedsplit.errors import ConfigError, OutOfMemory, Problem
 from fedsplit.events import Emit, Note, silent
 from fedsplit.method.of_run import method_of as method_of_run
 from fedsplit.method.of_run import mixes_ranks
-from fedsplit.method.record import Method, Phases
+from fedsplit.method.record import GlobalState, Method, Phases
 from fedsplit.method.settled import settled
 from fedsplit.method.stored import weights_digest
 from fedsplit.plan.depth import check_depth
@@ -30,7 +30,7 @@ from fedsplit.split.placement import device_of, free_bytes
 from fedsplit.split.segment import Span, build, dtype_of
 from fedsplit.state.rundir import RunDir
 from fedsplit.train.exported import model_folder
-from fedsplit.train.start import first_state, refuse_dead
+from fedsplit.train.start import first_state, refuse_dead, refuse_wide_clients
 from fedsplit.wire.link import JoinLink
 from fedsplit_server.account import Account
 from fedsplit_server.assets import Assets
@@ -62,6 +62,14 @@ def run_folder(run: RunFile) -> Path:
     return Path(run.run.dir) if run.run.dir else Path("runs") / run.run.name
 
 
+def _first(base: Base, run: RunFile, method: Method | Phases) -> GlobalState:
+    """The state before round 0, with which the method can work. Raises ConfigError where it cannot."""
+    first = first_state(base, run)
+    refuse_dead(first, method)
+    refuse_wide_clients(first, method, run)
+    return first
+
+
 def serve(
     run: RunFile,
     *,
@@ -91,7 +99,7 @@ def serve(
         given, run = run, settled(run, method)
         base = open_base(model_folder(run.model.path))
         _check_model(run, base)
-        refuse_dead(first := first_state(base, run), method)
+        first = _first(base, run, method)
         # Before the body is loaded: plans count it into what is free now.
         own = profile or this_device(emit=emit, seconds=MEASURE_S, device=str(device_of(device)))
         emit(Note(text=f"plans take this machine for {described(own)}"))

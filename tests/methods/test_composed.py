@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -16,12 +17,17 @@ from fedsplit.errors import ConfigError, IncompatibleParts
 from fedsplit.method import Method, Phases, phases, stock
 from fedsplit.method.check import between, check
 from fedsplit.method.composed import composed
+from fedsplit.method.merge import exact
 from fedsplit.method.of_run import method_of
 from fedsplit.method.parts import Start
+from fedsplit.method.ranks import per_device, uniform
 from fedsplit.method.record import SLOTS, part_name
+from fedsplit.method.registry import cards
 from fedsplit.method.shelf import shelf
-from fedsplit.train.start import refuse_wide
-from tests.methods.cases import start
+from fedsplit.methods.flexlora import flexlora
+from fedsplit.train.round import run_round
+from fedsplit.train.start import refuse_wide, refuse_wide_clients
+from tests.methods.cases import start, three
 
 RUN = '[model]\npath = "minilm"\n[train]\nrounds = 30\n'
 COMPOSED = (
@@ -193,6 +199,35 @@ def test_a_rank_beyond_a_module_is_refused_where_a_run_starts(tmp_path: Path) ->
     refuse_wide(first)
     with pytest.raises(ConfigError, match=r"plan.ranks\[1\]: found 8, expected at most 7; 0/attention.query is 11 x 7"):
         refuse_wide(first, (2, 8))
+
+
+def test_ranks_of_a_part_beyond_a_module_are_refused_by_client() -> None:
+    run = loads(RUN + '[[clients]]\nname = "pi"\n[[clients]]\nname = "desk"\n')
+    refuse_wide_clients(start(), Method(ranks=uniform(3)), run)
+    wide = r"method.but.ranks = uniform: found 8, expected at most 7; 0/attention.query is 11 x 7"
+    with pytest.raises(ConfigError, match=wide):
+        refuse_wide_clients(start(), Method(ranks=uniform(8)), run)
+    with pytest.raises(ConfigError, match=r"ranks = per_device: found 20 for desk, expected at most 7") as refused:
+        refuse_wide_clients(start(), Method(merge=exact, ranks=per_device({"desk": 20, "pi": 2})), run)
+    assert len(refused.value.problems) == 1
+
+
+def test_unequal_ranks_are_refused_with_the_part_and_methods_that_take_them() -> None:
+    alone = r"\[4, 2\] with method 'fedavg', whose merge = fedavg averages A and B apart, expected lora.rank = 8 alone"
+    with pytest.raises(ConfigError, match=rf"plan.ranks: found {alone}.*flexlora, flora, rbla"):
+        method_of(loads(RUN + '[lora]\nrank = 8\n[plan]\nlayers = "fit"\nranks = [4, 2]\n'))
+
+
+def test_flexlora_keeps_the_global_rank_where_it_is_told() -> None:
+    after = run_round(start(), three(), flexlora(global_rank=2))
+    free = run_round(start(), three(), flexlora())
+    assert {part.rank for part in after.adapter.values()} == {2} != {part.rank for part in free.adapter.values()}
+    for key, part in after.adapter.items():
+        np.testing.assert_allclose(part.dense(), free.adapter[key].truncate(2).dense(), rtol=1e-5, atol=1e-5)
+    card = next(card for card in cards() if card.name == "flexlora")
+    assert (card.exact, flexlora(global_rank=2).exact) == (True, False)
+    with pytest.raises(ConfigError, match=r"rank: found 0, expected 1 or more"):
+        flexlora(global_rank=0)
 
 
 def test_what_a_part_refuses_is_named_by_its_place_in_the_run_file() -> None:
