@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
@@ -20,6 +21,18 @@ from tests.run.party import LAPTOP
 from tests.waiting import LIMIT_S, wait_for
 
 ROOT = Path(__file__).parents[2]
+PROGRAM = (sys.executable, "-m", "fedsplit")
+
+
+def dies_at(
+    event: type[Event],
+    number: signal.Signals = signal.SIGKILL,
+    program: tuple[str, ...] = PROGRAM,
+    **fields: object,
+) -> tuple[str, ...]:
+    """``program``, which sends itself a signal as soon as it has said an event of this kind with these fields."""
+    said = json.dumps({"event": event.__name__, **fields})
+    return (program[0], str(Path(__file__).with_name("mortal.py")), str(int(number)), said, *program[1:])
 
 
 @dataclass
@@ -27,7 +40,7 @@ class Process:
     """``fedsplit VERB … --json``, its events as they come, what it complained about, how it ended."""
 
     words: list[str]
-    program: tuple[str, ...] = (sys.executable, "-m", "fedsplit")
+    program: tuple[str, ...] = PROGRAM
     events: list[Event] = field(default_factory=list)
     fresh: queue.SimpleQueue[Event | None] = field(default_factory=queue.SimpleQueue)
 
@@ -125,19 +138,18 @@ class Stage:
             process.close()
         self._held.close()
 
-    def start(self, *words: str, program: tuple[str, ...] = Process.program) -> Process:
+    def start(self, *words: str, program: tuple[str, ...] = PROGRAM) -> Process:
         """Any verb. ``program``: what runs it, ``python -m fedsplit``."""
         process = Process(list(words), program)
         self._started.append(process)
         return process
 
-    def serve(self, *flags: str) -> Process:
+    def serve(self, *flags: str, program: tuple[str, ...] = PROGRAM) -> Process:
         """The server, on the same port every time; returns at once."""
         link = self.folder / "link"
         link.unlink(missing_ok=True)
-        return self.start(
-            *("serve", str(self.run_file), "--json", "--port", str(self.port), "--link-file", str(link), *flags)
-        )
+        where = ("--port", str(self.port), "--link-file", str(link))
+        return self.start("serve", str(self.run_file), "--json", *where, *flags, program=program)
 
     def link(self) -> str:
         """The join line, once the server listens."""
@@ -151,7 +163,7 @@ class Stage:
         *flags: str,
         link: str = "",
         data: Path | None = None,
-        program: tuple[str, ...] = Process.program,
+        program: tuple[str, ...] = PROGRAM,
     ) -> Process:
         """A client with its rows, its state in a folder of its own."""
         rows = str(data or self.data[name])

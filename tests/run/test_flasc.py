@@ -23,7 +23,7 @@ from fedsplit.wire.tensors import WireTensor
 from tests.reference import flasc as reference_of
 from tests.run.conftest import Rows, run_file
 from tests.run.party import Party, base_of, written
-from tests.run.processes import Stage
+from tests.run.processes import Stage, dies_at
 from tests.run.wired import Seen, Wired
 
 Make = Callable[..., Party]
@@ -155,11 +155,9 @@ def test_processes_over_tcp_end_with_the_same_bits(
     two = {"a": CLIENTS["a"], "b": 'topology = "w"'}
     data = {name: written(tmp_path / f"{name}.jsonl", own) for name, own in rows("ab").items()}
     with Stage(tmp_path, run_file(two, **flasc()), data) as run:
-        server = run.serve()
+        server = run.serve(program=dies_at(StepDone, round=2, step=0))
         run.link()
         clients = [run.join(one) for one in two]
-        server.until(StepDone, round=2, step=0)
-        server.signal(signal.SIGKILL)
         server.end(expected=-signal.SIGKILL)
         server = run.serve("--resume")
         for process in (*clients, server):

@@ -21,7 +21,7 @@ from fedsplit.train.exported import export, read_peft
 from fedsplit.train.start import first_state
 from tests.run.conftest import Rows, run_file
 from tests.run.party import Party, base_of, written
-from tests.run.processes import Stage
+from tests.run.processes import Stage, dies_at
 
 Make = Callable[..., Party]
 PLACES = {"a": 'topology = "u"\ncut = [1, 3]', "b": 'topology = "w"', "c": 'topology = "u"\ncut = [2, 6]'}
@@ -116,10 +116,8 @@ def test_devices_say_where_they_belong_over_tcp(
     """Tags from the command line; the server is killed in the second round and started again."""
     data = {name: written(tmp_path / f"{name}.jsonl", found) for name, found in rows("abc").items()}
     with Stage(tmp_path, run_file(PLACES, **SETTINGS), data) as run:
-        server = run.serve()
+        server = run.serve(program=dies_at(StepDone, round=1, step=0))
         clients = [run.join(name, "--tag", tag) for name, tag in TAGS.items()]
-        server.until(StepDone, round=1, step=0)
-        server.signal(signal.SIGKILL)
         server.end(expected=-signal.SIGKILL)
         server = run.serve("--resume")
         for process in (*clients, server):

@@ -20,7 +20,7 @@ from fedsplit.wire.messages import Evaluate, Start, Update
 from fedsplit_server.serve import method_of
 from tests.run.conftest import run_file
 from tests.run.party import Party, base_of
-from tests.run.processes import Stage
+from tests.run.processes import Stage, dies_at
 
 Make = Callable[..., Party]
 CLIENTS = {"a": 'topology = "u"\ncut = [1, 3]', "b": 'topology = "v"\ncut = [4, 6]', "c": 'topology = "local"'}
@@ -185,11 +185,9 @@ def test_processes_over_tcp_end_with_the_same_bits(stage: Callable[[str], Stage]
     """The server is killed in the third round and started again; its folds come from the disk."""
     text = run_file(TWO, method__name=name, train__rounds=3)
     run = stage(text)
-    server = run.serve()
+    server = run.serve(program=dies_at(StepDone, round=2, step=0))
     run.link()
     clients = [run.join(one) for one in TWO]
-    server.until(StepDone, round=2, step=0)
-    server.signal(signal.SIGKILL)
     server.end(expected=-signal.SIGKILL)
     server = run.serve("--resume")
     for process in (*clients, server):

@@ -20,7 +20,7 @@ from fedsplit.wire.messages import Evaluate, Finish, Start, Update
 from fedsplit_client.own import Own
 from tests.run.conftest import Rows, run_file
 from tests.run.party import Party, written
-from tests.run.processes import Stage
+from tests.run.processes import Stage, dies_at
 
 MakeRows = Callable[[str], dict[str, Rows]]
 Make = Callable[..., Party]
@@ -130,9 +130,7 @@ def test_processes_over_tcp_keep_their_own(tmp_path: Path, rows: MakeRows, refer
     clients = {"a": CLIENTS["a"]}
     data = {name: written(tmp_path / f"{name}.jsonl", found) for name, found in rows("a").items()}
     with Stage(tmp_path, run_file(clients, **settings), data) as run:
-        server, first = run.serve(), run.join("a")
-        server.until(StepDone, round=1, step=0)
-        first.signal(signal.SIGKILL)
+        server, first = run.serve(), run.join("a", program=dies_at(StepDone, round=1, step=0))
         first.end(expected=-signal.SIGKILL)
         again = run.join("a")
         again.end()

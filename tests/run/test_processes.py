@@ -15,7 +15,7 @@ from fedsplit.config.load import loads
 from fedsplit.events import Measured, RoundClosed, RoundStarted, StepDone
 from tests.run.conftest import Rows, run_file
 from tests.run.party import Party
-from tests.run.processes import Process, Stage
+from tests.run.processes import PROGRAM, Process, Stage, dies_at
 
 CLIENTS = {"a": 'topology = "u"\ncut = [1, 3]', "b": 'topology = "w"', "c": 'topology = "local"'}
 STEPS = 6
@@ -52,14 +52,11 @@ def test_the_server_then_a_client_are_killed_and_started_again(
 ) -> None:
     text = run_file(CLIENTS, **LLAMA)
     run = stage(text)
-    server = run.serve()
-    clients = {name: run.join(name) for name in CLIENTS}
-    server.until(StepDone, round=1, step=2)
-    server.signal(signal.SIGKILL)
+    server = run.serve(program=dies_at(StepDone, round=1, step=2))
+    killed = {"a": dies_at(StepDone, round=2, step=1)}
+    clients = {name: run.join(name, program=killed.get(name, PROGRAM)) for name in CLIENTS}
     server.end(expected=-signal.SIGKILL)
     server = run.serve("--resume")
-    server.until(StepDone, round=2, client="a")
-    clients["a"].signal(signal.SIGKILL)
     clients["a"].end(expected=-signal.SIGKILL)
     before = next(event for event in clients["a"].events if isinstance(event, Measured))
     clients["a"] = run.join("a")
@@ -92,28 +89,24 @@ def test_every_other_kind_of_client_is_killed_and_the_measurement_interrupted(
 ) -> None:
     text = run_file(OTHERS, **LLAMA, data__eval_fraction=0.5)
     run = stage(text)
-    server = run.serve()
-    clients = {name: run.join(name) for name in OTHERS}
-    again(run, clients, "a", round=0)
-    server.until(RoundClosed, round=0)
-    for process in (server, clients["c"]):
-        process.signal(signal.SIGINT)
-        assert "goes on from there" in process.end(expected=130)
-    assert not any(isinstance(event, Measured) and event.round == 1 for event in server.events), "too late"
-    server, clients["c"] = run.serve("--resume"), run.join("c")
-    again(run, clients, "b", round=1)
-    again(run, clients, "c", round=2)
+    server = run.serve(program=dies_at(RoundClosed, signal.SIGINT, round=0))
+    killed = {"a": dies_at(StepDone, round=0, step=1), "b": dies_at(StepDone, round=1, step=1)}
+    clients = {name: run.join(name, program=killed.get(name, PROGRAM)) for name in OTHERS}
+    again(run, clients, "a")
+    assert "goes on from there" in server.end(expected=130)
+    assert not any(isinstance(event, Measured) and event.round == 1 for event in server.events)
+    clients["c"].signal(signal.SIGINT)
+    assert "goes on from there" in clients["c"].end(expected=130)
+    server = run.serve("--resume")
+    clients["c"] = run.join("c", program=dies_at(StepDone, round=2, step=1))
+    again(run, clients, "b")
+    again(run, clients, "c")
     assert ends(server, list(clients.values())) == references(text)
 
 
-def again(run: Stage, clients: dict[str, Process], name: str, round: int) -> None:
-    """Kill a client in the middle of a round and start it again."""
-    process = clients[name]
-    process.until(StepDone, round=round, step=1)
-    process.signal(signal.SIGKILL)
-    process.end(expected=-signal.SIGKILL)
-    last = max(event.step for event in process.events if isinstance(event, StepDone) and event.round == round)
-    assert last < STEPS - 1, "too late"
+def again(run: Stage, clients: dict[str, Process], name: str) -> None:
+    """Wait until a client is killed, which is in the middle of a round, and start it again."""
+    clients[name].end(expected=-signal.SIGKILL)
     clients[name] = run.join(name)
 
 

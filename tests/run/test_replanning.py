@@ -19,7 +19,7 @@ from fedsplit.wire.ends import Tensors
 from fedsplit.wire.messages import Cost, Message, Update
 from tests.run.conftest import Rows, run_file
 from tests.run.party import LAPTOP, Party, Tamper, written
-from tests.run.processes import Stage
+from tests.run.processes import Stage, dies_at
 
 Make = Callable[..., Party]
 
@@ -104,12 +104,10 @@ def test_processes_are_killed_right_after_they_moved(tmp_path: Path, rows: Calla
         save(structs.replace(FAST, flops={"float32": 1e7}), stage.profile)
         save(structs.replace(SERVER, flops={"float32": 4e7}), tmp_path / "server.toml")
         machine = ("--profile", str(tmp_path / "server.toml"))
-        server = stage.serve(*machine)
+        server = stage.serve(*machine, program=dies_at(Moved, client="a", round=1))
         clients = {name: stage.join(name) for name in SPLIT}
         begun = server.until(Joined, client="a")
         assert isinstance(begun, Joined)
-        server.until(Moved, client="a", round=1)
-        server.signal(signal.SIGKILL)
         server.end(expected=-signal.SIGKILL)
         server = stage.serve("--resume", *machine)
         moved = server.until(Moved, client="a", round=2)

@@ -1,0 +1,48 @@
+"""A program that ends itself as soon as it has said an event: ``mortal.py SIGNAL EVENT (-m MODULE | SCRIPT) WORDS…``.
+
+Who waits for an event in another process and then kills that one is late on a busy machine: the round may be over.
+EVENT is a JSON object of fields, ``{"event": "StepDone", "round": 1}``; a line with the same values is the one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+from typing import TextIO
+
+
+class Mortal:
+    """Standard output that sends the signal after the line."""
+
+    def __init__(self, stream: TextIO, number: int, event: dict[str, object]) -> None:
+        self._stream, self._number, self._event = stream, number, event
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        written = self._stream.write(text)
+        if self._event and text.startswith("{"):
+            said = json.loads(text)
+            if all(said.get(name) == value for name, value in self._event.items()):
+                self._event = {}
+                self._stream.flush()
+                os.kill(os.getpid(), self._number)
+        return written
+
+
+def main() -> None:
+    number, event, program, *words = sys.argv[1:]
+    sys.stdout = Mortal(sys.stdout, int(number), json.loads(event))  # type: ignore[assignment]
+    if program == "-m":
+        sys.argv = words
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [program, *words]
+        runpy.run_path(program, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
