@@ -17,7 +17,8 @@ from fedsplit.method.of_run import method_of
 from fedsplit.method.stored import state_digest
 from fedsplit.method.values import GlobalState
 from fedsplit.testing.faults import Faults
-from fedsplit.train.exported import export, read_peft
+from fedsplit.train.exported import read_peft
+from fedsplit.train.exporting import export
 from fedsplit.train.start import first_state
 from tests.run.conftest import Rows, run_file
 from tests.run.party import Party, base_of, written
