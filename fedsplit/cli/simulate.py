@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,8 @@ from fedsplit.wire.link import JoinLink
 
 START_S = 120.0
 """The server has this long to load the model and open its port."""
+LAST_WORDS_S = 10.0
+"""What a process said before it ended is read within this time."""
 
 
 @dataclass
@@ -154,7 +156,7 @@ class Crew:
         self._emulation = emulation
         self._emit, self._lock = emit, threading.Lock()
         self._children: dict[str, subprocess.Popen[str]] = {}
-        self._readers: list[threading.Thread] = []
+        self._readers: dict[str, list[threading.Thread]] = {}
         self._errors: dict[str, str] = {}
 
     def __enter__(self) -> Crew:
@@ -169,8 +171,7 @@ class Crew:
                 child.wait(10.0)
             except subprocess.TimeoutExpired:
                 child.kill()
-        for reader in self._readers:
-            reader.join(5.0)
+        self._hear_out(self._children)
         for child in self._children.values():
             for stream in (child.stdout, child.stderr):
                 if stream is not None:
@@ -196,7 +197,7 @@ class Crew:
         for target, stream in ((self._events, child.stdout), (self._complaints, child.stderr)):
             reader = threading.Thread(target=target, args=(name, stream), daemon=True)
             reader.start()
-            self._readers.append(reader)
+            self._readers.setdefault(name, []).append(reader)
 
     def wait_for_file(self, path: Path, timeout_s: float) -> str:
         """The content of a file that a child writes. Raises Timeout, or the child's error when it ends before."""
@@ -213,8 +214,7 @@ class Crew:
         while any(child.poll() is None for child in self._children.values()):
             self._raise_if_failed()
             time.sleep(0.1)
-        for reader in self._readers:
-            reader.join(5.0)
+        self._hear_out(self._children)
         self._raise_if_failed()
 
     def _events(self, name: str, stream: IO[str]) -> None:
@@ -243,12 +243,18 @@ class Crew:
             if line.strip():
                 self._errors[name] = (self._errors.get(name, "") + line)[-4000:]
 
+    def _hear_out(self, names: Iterable[str]) -> None:
+        """Until all that these children said has been read. They have ended; what they started may hold the pipes."""
+        for name in names:
+            for reader in self._readers[name]:
+                reader.join(LAST_WORDS_S)
+
     def _raise_if_failed(self) -> None:
         for name, child in self._children.items():
             if child.poll() not in (None, 0):
                 if self._emulation is not None and (refusal := self._emulation.refusal(name)) is not None:
                     raise refusal
-                time.sleep(0.2)  # its last words are on their way
+                self._hear_out([name])
                 raise failure(f"client {name}" if name else "the server", child.returncode, self._errors.get(name, ""))
 
 
