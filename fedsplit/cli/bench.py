@@ -33,6 +33,7 @@ BENCHES = (
     Verb("mixed", "fedsplit.cli.bench_mixed:rows", "A device without torch beside torch against torch everywhere."),
     Verb("plan", "fedsplit.cli.bench_plan:rows", "How long planning takes, and what simpler rules would give."),
     Verb("emulated", "fedsplit.cli.bench_emulated:rows", "The planned cut against all others, on emulated devices."),
+    Verb("fleet", "fedsplit.cli.bench_fleet:rows", "Seconds to an accuracy on five unlike devices, by method."),
     Verb("merge", "fedsplit.cli.bench_merge:rows", "Merging a round from thin factors against the dense SVD."),
     Verb("predict", "fedsplit.cli.bench_predict:rows", "What the planner predicts, beside what happens."),
 )
