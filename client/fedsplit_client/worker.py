@@ -7,18 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fedsplit.config.run import RunFile
 from fedsplit.data.batches import Batch
 from fedsplit.errors import LinkError, Refused
 from fedsplit.events import Emit, Measured, Note, RoundStarted, StepDone
 from fedsplit.exchange.coded import as_planned
-from fedsplit.exchange.difficulty import difficulties
 from fedsplit.exchange.evaluate import evaluate, through
 from fedsplit.exchange.feed import Feed
 from fedsplit.exchange.part import Part
+from fedsplit.exchange.probing import probed
 from fedsplit.exchange.rate import learning_rate
 from fedsplit.exchange.step import At, Line, Outcome, SplitStep, local_step
 from fedsplit.lora.adapter import Adapter, Head, Sides, Tensor, unflatten
@@ -28,6 +25,7 @@ from fedsplit.state.personal import ClientRun
 from fedsplit.wire import Packet
 from fedsplit.wire.messages import Bye, Evaluate, Finish, Report, Start, Update, Welcome
 from fedsplit_client.cost import Taken, cost_of
+from fedsplit_client.fisher import Begun, Fisher, unmoved
 from fedsplit_client.folds import Folds
 from fedsplit_client.line import Interrupt, Restart, ServerLine
 from fedsplit_client.own import Own
@@ -77,11 +75,12 @@ class Worker:
         self._name, self._run, self._place, self._feed = name, run, place, feed
         self._line, self._emit, self._kept, self._owner = line, emit, kept, owner
         self._measured: dict[int, dict[str, float]] = {}
-        self._own = Own(kept, head=run.model.head == "local")
+        self._own = Own(kept, head=run.model.head == "local", drawn=lambda: probed(self._part).drawn())
         self._report: Report | None = None
         self._restarts = 0
         self._folds = Folds()
-        self._difficulty: NDArray[np.float64] | None = None
+        between = owner.between_steps if owner is not None else lambda: None
+        self._fisher = Fisher(name, run, lambda: self._part, feed, emit, between)
         self.steps: list[Taken] = []
         """What each step of this process took in the plan followed now, those of rounds that did not end left out."""
         self._recall()
@@ -152,6 +151,7 @@ class Worker:
             self._owner.before_round()
         self._own.back_to(start.round)
         given = self._load(start, packet, start.trains)
+        begun = self._measure(start)
         self._emit(RoundStarted(client=self._name, round=start.round, rounds=self._run.train.rounds))
         examples, steps = 0, []
         for step, batches in enumerate(self._batches(start)):
@@ -172,7 +172,8 @@ class Worker:
             cost=cost_of(steps),
         )
         adapter, head = self._part.read()
-        head = self._own.keep(start, adapter, head)
+        adapter = unmoved(adapter, given, begun.rests)
+        head = self._own.keep(start, adapter, head, begun.beside)
         if self._own:
             self._save(start.round + 1, best=start.best)
         self._line.tell(update, upward(start, given, adapter, head))
@@ -181,17 +182,19 @@ class Worker:
         self._restarts = 0
 
     def _batches(self, start: Start) -> Iterator[list[Batch]]:
-        """The steps of a round. The easiest rows first, where the method wants that: how difficult they are is measured
-        once, on the first state that comes, and kept."""
-        if not start.easiest:
+        """The steps of a round. The easiest rows first, where the method wants that."""
+        difficulty = self._fisher.difficulty
+        if not start.easiest or difficulty is None:
             return self._feed.train(start.first_step, start.steps)
-        if self._difficulty is None:
-            self._emit(Note(client=self._name, text="measuring how difficult each row is; the numbers stay here"))
-            key = (self._run.run.seed, self._name)
-            between = self._owner.between_steps if self._owner is not None else lambda: None
-            self._difficulty = difficulties(self._part, self._feed.singly(), key, between)
+        return self._feed.easiest(difficulty, start.easiest, start.first_step, start.steps)
+
+    def _measure(self, start: Start) -> Begun:
+        """What the round needs to know of rows and neurons. What is measured once is on the disk afterwards."""
+        known = self._fisher.difficulty
+        begun = self._fisher.begin(start, self._own.until(start.round))
+        if self._fisher.difficulty is not known:
             self._save(start.round)
-        return self._feed.easiest(self._difficulty, start.easiest, start.first_step, start.steps)
+        return begun
 
     def _step(self, start: Start, step: int, batches: Sequence[Batch]) -> tuple[int, Taken]:
         """Train one step: the rows that counted (none, when both sides dropped it), and what it took."""
@@ -245,11 +248,17 @@ class Worker:
         if self._owner is not None:
             self._owner.between_steps()
         self._load(asked, packet)
+        if asked.sensing is not None:
+            self._tell(asked, self._fisher.sensitivity(asked.sensing), len(self._feed.dataset.train))
+            return
         start = Start(round=asked.round, era=0, steps=0, first_step=0, base_version=0, adapter_version=0)
         far = through(self._coded, self._part, self._at(start, 0))
         metrics, examples = evaluate(self._part, self._feed.test(), len(self._run.model.labels), far)
         self._keep(asked, metrics)
         self._emit(Measured(client=self._name, round=asked.round, phase=asked.phase, metrics=metrics))
+        self._tell(asked, metrics, examples)
+
+    def _tell(self, asked: Evaluate, metrics: dict[str, float], examples: int) -> None:
         self._report = Report(
             run=self._run.run.name,
             client=self._name,
@@ -291,8 +300,8 @@ class Worker:
         if self._kept is not None:
             rows = {str(round): one for round, one in self._measured.items()}
             arrays: dict[str, Tensor] = dict(self._own.until(round))
-            if self._difficulty is not None:
-                arrays[DIFFICULTY] = self._difficulty
+            if self._fisher.difficulty is not None:
+                arrays[DIFFICULTY] = self._fisher.difficulty
             self._kept.save(round, arrays, {"measured": rows}, best=[best])
 
     def _recall(self) -> None:
@@ -302,7 +311,7 @@ class Worker:
             if (one := self._kept.load(round, exact=True)) is not None:
                 rows = one.meta.get("measured", self._measured)
                 self._measured = {int(at): dict(row) for at, row in rows.items()}
-                self._difficulty = one.arrays.get(DIFFICULTY, self._difficulty)
+                self._fisher.difficulty = one.arrays.get(DIFFICULTY, self._fisher.difficulty)
 
 
 def factors(packet: Packet) -> tuple[Adapter, Head]:

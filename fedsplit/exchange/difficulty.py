@@ -20,9 +20,14 @@ from fedsplit.exchange.part import Key, Part
 
 
 def difficulties(
-    part: Part, rows: Iterable[Batch], key: Key, between: Callable[[], None] = lambda: None
+    part: Part,
+    rows: Iterable[Batch],
+    key: Key,
+    between: Callable[[], None] = lambda: None,
+    each: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float64]:
-    """f of every row; ``rows`` are batches of one. Nothing is stepped. ``between`` is called after each row.
+    """f of every row; ``rows`` are batches of one. Nothing is stepped. ``each`` is called while the gradients of a row
+    are there, ``between`` after each row.
 
     Dropout's masks, where there are any, come from ``key``.
     :raises DataError: a row's gradient is not finite; says which row.
@@ -31,6 +36,7 @@ def difficulties(
     for index, row in enumerate(rows):
         part.learn(row, 1, (*key, index, "difficulty"))  # the loss summed over its tokens: -log p(y | x)
         found.append(math.fsum(part.squares()))
+        each()
         part.drop()
         if not math.isfinite(found[-1]):
             raise DataError(f"the gradient of row {index + 1} of those to train on is not finite")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,9 +57,10 @@ class Feed:
         pool = easiest(difficulty, share, size, run.seed, self._client)
         return map(self._micros, steps_of(pool, first_step, steps, size))
 
-    def singly(self) -> Iterator[Batch]:
-        """Every row to train on, in the order of the file, by itself."""
-        return (self._batch([self.dataset.train[at]]) for at in range(len(self.dataset.train)))
+    def singly(self, chosen: Iterable[int] | None = None) -> Iterator[Batch]:
+        """Every row to train on, in the order of the file, by itself; or the ``chosen`` ones."""
+        places = range(len(self.dataset.train)) if chosen is None else chosen
+        return (self._batch([self.dataset.train[at]]) for at in places)
 
     def _micros(self, chosen: NDArray[np.int64]) -> list[Batch]:
         train = self._run.train

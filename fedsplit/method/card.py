@@ -104,12 +104,13 @@ def factories_of(module: ModuleType) -> list[Factory[Any, Any]]:
 
 def _up(method: Method) -> str:
     """The formula of ``Method.traffic`` in words, for the first two rounds (alternating methods differ there)."""
-    return _scalars([frozenset(method.factors.of(round).shares) for round in (0, 1)], method.mask.up)
+    rules = [method.factors.of(round) for round in (0, 1)]
+    return _scalars([frozenset(rule.shares) for rule in rules], method.mask.up * method.layers.share)
 
 
 def _down(method: Method) -> str:
     rules = [method.factors.of(round) for round in (0, 1)]
-    common = _scalars([frozenset(rule.common) for rule in rules], method.mask.down)
+    common = _scalars([frozenset(rule.common) for rule in rules], method.mask.down * method.layers.share)
     return f"{common} + folds" if method.mutates_base else common
 
 

@@ -14,19 +14,20 @@ from fedsplit.errors import IncompatibleParts
 from fedsplit.method import merge as merges
 from fedsplit.method import server_opt as server_opts
 from fedsplit.method import stock
+from fedsplit.method.chosen import top_scores
 from fedsplit.method.parts import Merge
 from fedsplit.method.record import SLOTS, Method, Phases, part_name
 
 CARRIED_OUT: Mapping[str, frozenset[str]] = {
-    "layers": frozenset({"every", "random_rooms"}),
+    "layers": frozenset({"every", "random_rooms", "top_scores"}),
     "codec": frozenset({"raw"}),
     "start": frozenset({"averaged", "redrawn"}),
     "factors": frozenset({"both", "only_B", "alternate", "share_A"}),
-    "probe": frozenset({"none", "fisher"}),
+    "probe": frozenset({"none", "fisher", "sensitivity", "fisher_and_sensitivity"}),
     "local": frozenset({"backprop", "curriculum"}),
-    "mask": frozenset({"dense", "topk"}),
+    "mask": frozenset({"dense", "topk", "neurons"}),
     "groups": frozenset({"one", "by_tag", "by_family"}),
-    "personal": frozenset({"none", "keep_B"}),
+    "personal": frozenset({"none", "keep_B", "keep_layers"}),
 }
 """Parts that need code outside the round's arithmetic, and the names of those that have it."""
 
@@ -56,6 +57,46 @@ class Rule:
     why: str
     instead: Mapping[str, Any]
 
+
+LAYERS_THAT_STAY: tuple[Rule, ...] = (
+    Rule(
+        ("layers", "probe"),
+        lambda method: bool(method.layers.scores) and method.layers.scores not in method.probe.measures,
+        "without it nobody knows which layers to share",
+        {"probe": stock.sensitivity()},
+    ),
+    Rule(
+        ("probe", "layers"),
+        lambda method: stock.SENSITIVITY in method.probe.measures and method.layers.scores != stock.SENSITIVITY,
+        "nothing else asks for what it measures",
+        {"probe": stock.no_probe},
+    ),
+    Rule(
+        ("personal", "layers"),
+        lambda method: (method.personal.name == "keep_layers") != bool(method.layers.scores),
+        "layers that are not shared are what each client keeps, and nothing else is",
+        {"personal": stock.keep_layers, "layers": top_scores()},
+    ),
+    Rule(
+        ("layers", "topology"),
+        lambda method: bool(method.layers.scores) and method.topology.allowed != stock.local.allowed,
+        "how far noise on the embeddings reaches is measured in one place, and layers that stay are not the server's",
+        {"topology": stock.local},
+    ),
+    Rule(
+        ("layers", "merge"),
+        lambda method: bool(method.layers.scores) and method.merge_rule.mutates_base,
+        "layers that stay with their clients would be trained beside a base that they never saw",
+        {"merge": merges.fedavg},
+    ),
+    Rule(
+        ("mask", "layers"),
+        lambda method: method.mask.name == "neurons" and not method.layers.scores,
+        "neurons rest only in layers that stay with a client",
+        {"mask": stock.dense},
+    ),
+)
+"""About layers that are shared, once for the run, and layers that stay with each client."""
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -102,7 +143,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("mask", "personal"),
-        lambda method: method.mask.name != "dense" and method.personal.name != "none",
+        lambda method: method.mask.name == "topk" and method.personal.name != "none",
         "a mask is drawn over all factors, and some of these never travel",
         {"mask": stock.dense},
     ),
@@ -144,13 +185,13 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("local", "probe"),
-        lambda method: method.local.name == "curriculum" and method.probe.name != "fisher",
+        lambda method: method.local.name == "curriculum" and stock.DIFFICULTY not in method.probe.measures,
         "without it nobody knows which rows are easy",
         {"probe": stock.fisher},
     ),
     Rule(
         ("probe", "local"),
-        lambda method: method.probe.name == "fisher" and method.local.name != "curriculum",
+        lambda method: stock.DIFFICULTY in method.probe.measures and method.local.name != "curriculum",
         "nothing else asks for what it measures",
         {"probe": stock.no_probe},
     ),
@@ -160,6 +201,7 @@ RULES: tuple[Rule, ...] = (
         "gradients of single rows need the whole model on the device",
         {"topology": stock.local},
     ),
+    *LAYERS_THAT_STAY,
 )
 
 

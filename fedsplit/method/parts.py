@@ -84,11 +84,16 @@ class LayerChoice:
 @dataclass(frozen=True)
 class LayerRule:
     """Which layers a client holds and trains this round. ``rooms``: it holds no more than it has room for; those of
-    ``Ask.rooms`` are given out together."""
+    ``Ask.rooms`` are given out together.
+
+    ``scores``: what all clients report before the first round; what is shared is chosen from that, once for the run,
+    and layers that are not shared stay with each client. ``share``: of the layers, those whose factors travel."""
 
     name: str
     choose: Callable[[Ask], LayerChoice]
     rooms: bool = False
+    scores: str = ""
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -175,10 +180,11 @@ class Codec:
 
 @dataclass(frozen=True)
 class Probe:
-    """Statistics a client gathers without training."""
+    """Statistics a client gathers without training. ``measures``: their names, for the parts that want them."""
 
     name: str
     options: Options = field(default_factory=dict)
+    measures: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,31 @@ share_A = FactorRule("share_A", lambda round: Factors(frozenset({"A", "B"}), fro
 """A and B train together; A is shared, every client has a B of its own."""
 
 no_probe = Probe("none")
-fisher = Probe("fisher")
+DIFFICULTY, SENSITIVITY = "difficulty", "sensitivity"
+fisher = Probe("fisher", measures=frozenset({DIFFICULTY}))
 """How difficult each row is: the trace of its empirical Fisher information at the first state that the client gets. It
 stays on the device."""
+
+
+def sensitivity(radius: float = 0.05, rows: int = 32) -> Probe:
+    """How far each layer's output moves, relatively, when the embeddings of a row move by ``radius`` of their norm in a
+    random direction: the mean over ``rows`` rows. One number a layer goes to the server, before the first round. Raises
+    ConfigError on a radius or a number of rows that is not above 0."""
+    _positive("probe.sensitivity", radius=radius, rows=rows)
+    return Probe("sensitivity", {"radius": radius, "rows": rows}, frozenset({SENSITIVITY}))
+
+
+def fisher_and_sensitivity(radius: float = 0.05, rows: int = 32) -> Probe:
+    """Both of them."""
+    _positive("probe.fisher_and_sensitivity", radius=radius, rows=rows)
+    return Probe("fisher_and_sensitivity", {"radius": radius, "rows": rows}, frozenset({DIFFICULTY, SENSITIVITY}))
+
+
+def _positive(path: str, **values: float) -> None:
+    if problems := [Problem(f"{path}.{name}", repr(value), "above 0") for name, value in values.items() if value <= 0]:
+        raise ConfigError(problems)
+
+
 backprop = Local("backprop")
 """Plain optimiser steps on shuffled data, gradients by back-propagation."""
 
@@ -92,6 +114,25 @@ def topk(down: float = 0.25, up: float = 0.25) -> Mask:
     return Mask("topk", down, up)
 
 
+def neurons(share: float = 0.5, momentum: float = 0.9, rows: int = 32) -> Mask:
+    """In layers that stay with a client, the ``share`` of the rows of B with the most Fisher information learns, the
+    others rest; A is dense. The information is F <- ``momentum`` F + (1 - ``momentum``) F', F' measured on ``rows``
+    rows as a round begins (on all of them in a client's first). Everything that is shared travels whole. Raises
+    ConfigError on a share that is not in (0, 1], a momentum that is not in [0, 1) or no row."""
+    wrong = [
+        Problem(f"mask.neurons.{name}", repr(value), expected)
+        for name, value, fits, expected in (
+            ("share", share, 0 < share <= 1, "above 0 and at most 1"),
+            ("momentum", momentum, 0 <= momentum < 1, "0 or more and below 1"),
+            ("rows", rows, rows > 0, "above 0"),
+        )
+        if not fits
+    ]
+    if wrong:
+        raise ConfigError(wrong)
+    return Mask("neurons", options={"share": share, "momentum": momentum, "rows": rows})
+
+
 one = Groups("one", lambda ask: ("all",))
 """One adapter for everybody."""
 OTHERS = "other"
@@ -103,6 +144,8 @@ by_family = Groups("by_family", lambda ask: (ask.tags.get("family") or OTHERS,))
 nothing_personal = Personal("none")
 keep_B = Personal("keep_B")
 """Every client's B stays where it is trained: on the client, for layers at the server there, never merged."""
+keep_layers = Personal("keep_layers")
+"""Layers that are not shared stay on the client, both factors: they never travel, either way."""
 
 
 def _same(merged: LowRank, memory: Memory) -> LowRank:

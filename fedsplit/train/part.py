@@ -13,6 +13,7 @@ from fedsplit.config.run import RunFile, Task
 from fedsplit.data.batches import Batch as Arrays
 from fedsplit.exchange.follow import check_plan
 from fedsplit.exchange.part import Key
+from fedsplit.exchange.probing import Neurons, Resting
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey, Sides
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.lora.patch import Patch
@@ -27,6 +28,7 @@ from fedsplit.split.spans import client_spans
 from fedsplit.split.tensors import from_wire, to_wire
 from fedsplit.train.batch import Batch, as_torch
 from fedsplit.train.optim import Stepper, make, squares
+from fedsplit.train.probing import RowsAtRest, rest, row_squares, sensitivity
 from fedsplit.train.score import at_last, score
 from fedsplit.wire.tensors import WireTensor
 
@@ -43,6 +45,7 @@ class ClientPart:
         check_plan(plan, run, base.num_layers)
         self.plan, self.train = plan, run.train
         self.task: Task = run.model.task
+        self._seed = run.run.seed
         self._resting = frozenset(layer.layer for layer in plan.layers if not layer.trains)
         self.device = device_of(device)
         self.split = plan.topology is not Topology.LOCAL
@@ -66,6 +69,7 @@ class ClientPart:
         self.frozen: dict[str, Tensor] = {}
         self._optimizer: Stepper | None = None
         self._kept: dict[int, tuple[Batch, Tensor]] = {}
+        self._at_rest = RowsAtRest()
 
     def _streams(self, base: Base, run: RunFile) -> bool:
         """Large vocabularies stay in the file, in every topology alike. A GPU would wait for them in every step."""
@@ -85,7 +89,7 @@ class ClientPart:
 
         Factors not in ``trains`` rest. ``patch``: what rounds have folded into the base, for modules held here or not.
         """
-        self.params, self.frozen, self._kept = {}, {}, {}
+        self.params, self.frozen, self._kept, self._at_rest = {}, {}, {}, RowsAtRest()
         training = {key: part for key, part in adapter.items() if key.layer not in self._resting}
         resting = {key: part for key, part in adapter.items() if key.layer in self._resting}
         for segment in self._segments:
@@ -171,6 +175,7 @@ class ClientPart:
     def step(self, clip: float, rate: float) -> None:
         if self._optimizer is not None:
             self._optimizer.step(clip=clip, rate=rate)
+            self._at_rest.restore()
         self.drop()
 
     def drop(self) -> None:
@@ -178,6 +183,24 @@ class ClientPart:
         self._kept = {}
         for value in self.params.values():
             value.grad = None
+
+    # ---- looking inside (``exchange/probing.py``) --------------------------------------------------------------------
+
+    def drawn(self) -> Adapter:
+        """The first factors of what is here."""
+        return read(self.first.new_params(self._seed), self.first)[0]
+
+    def neurons(self) -> Neurons:
+        """Squared gradient of every row of B, of a part that holds the whole model."""
+        return row_squares(self.params, self.first)
+
+    def rest(self, rows: Resting) -> None:
+        """These rows of B do not learn until the next ``load``."""
+        self._at_rest = rest(self.params, self.first, rows)
+
+    def sensitivity(self, batch: Arrays, radius: float, key: Key) -> dict[int, float]:
+        """How far every layer's output moves with the embeddings of one row."""
+        return sensitivity(self.first, as_torch(batch).rows, self.tensors, radius, key)
 
     # ---- without learning --------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from fedsplit.errors import ConfigError, Problem, Refused
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey, flatten, here, select, unflatten
 from fedsplit.lora.lowrank import Array, LowRank
 from fedsplit.lora.patch import summed
+from fedsplit.method.chosen import SHARED, shared
 from fedsplit.method.merge import weighted_sum
 from fedsplit.method.parts import Ask, RankRule
 from fedsplit.method.record import SERVER, ClientUpdate, Fold, GlobalState, Group, Memory, Merged, Method, Phases
@@ -118,6 +119,8 @@ def refuse_stranger(state: GlobalState, update: ClientUpdate) -> None:
     for key, part in update.adapter.items():
         if key not in state.adapter:
             raise Refused(f"{who} has module {key}, which the global adapter does not have")
+        if SHARED in state.memory and 0 <= key.layer not in shared(state):
+            raise Refused(f"{who} has module {key}, of a layer that stays with each client")
         if part.shape != state.adapter[key].shape:
             raise Refused(f"{who} has {part.shape} for module {key}, expected {state.adapter[key].shape} (out, in)")
     for name, tensor in update.head.items():

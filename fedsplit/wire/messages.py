@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from fedsplit.devices.profile import DeviceProfile
+from fedsplit.wire.probing import Neurons, Sensing
 
 PROTOCOL = 1
 
@@ -185,12 +186,12 @@ class Start(Message, tag="start", frozen=True, kw_only=True):
     ``thinned``: factors that come as the entries of a mask, ``sparse/…`` (``fedsplit.lora.sparse``), instead of whole;
     the other entries are zero. ``sends``: how many entries of what changed come back, as a mask of the client's own; 0:
     the factors whole. ``easiest``: the share of its batches that the client trains on, easiest first; 0: all, in any
-    order.
+    order. ``neurons``: which of its own parameters learn.
 
-
-    ``rows``: Bs do not travel, each client has its own; how many rows each has, in the order of the As' names, since
-    nothing else says so. ``best``: the round whose state the end may be about; what a client has for itself of that
-    round is kept."""
+    ``stays``: factors that do not travel, since the client has them for itself; as everybody draws them, until it has
+    trained them. ``rows``: Bs do not travel, each client has its own; how many rows each has, in the order of the As'
+    names, since nothing else says so. ``best``: the round whose state the end may be about; what a client has for
+    itself of that round is kept."""
 
     round: Count
     era: Count
@@ -203,6 +204,8 @@ class Start(Message, tag="start", frozen=True, kw_only=True):
     thinned: tuple[Thinned, ...] = ()
     sends: Count = 0
     easiest: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    neurons: Neurons | None = None
+    stays: tuple[Thinned, ...] = ()
     rows: Rows = ()
     best: Count = 0
 
@@ -238,12 +241,14 @@ class Received(Message, tag="received", frozen=True, kw_only=True):
 
 class Evaluate(Message, tag="evaluate", frozen=True, kw_only=True):
     """S→C. Measure the global adapter (tensors: the part the client holds, as in Start) on the client's own test
-    rows."""
+    rows. ``sensing``: measure that instead, on its own rows to train on."""
 
     round: Count
     phase: str
     base_version: Count = 0
     since: Count = 0
+    sensing: Sensing | None = None
+    stays: tuple[Thinned, ...] = ()
     rows: Rows = ()
 
 
@@ -265,6 +270,7 @@ class Finish(Message, tag="finish", frozen=True, kw_only=True):
     metrics: dict[str, float]
     base_version: Count = 0
     since: Count = 0
+    stays: tuple[Thinned, ...] = ()
     rows: Rows = ()
 
 

@@ -30,7 +30,7 @@ from fedsplit_server.letters import Letters
 from fedsplit_server.moving import OFFERS, Moving
 from fedsplit_server.muster import Muster
 from fedsplit_server.roster import Member, Roster
-from fedsplit_server.rounds import OpenMeasure, OpenRound, drawn
+from fedsplit_server.rounds import SENSING, OpenMeasure, OpenRound, drawn, measures
 from fedsplit_server.rules import Rules
 
 FAREWELL_S = 30.0
@@ -39,6 +39,7 @@ RESEND_S = 2.0
 """A client that says it waits, this long after it was told what to do, has not heard it."""
 FAILURES = 3
 """Rounds in a row without quorum that end the run."""
+NOBODY_SAID = "and nobody said; go on with more time (rounds.deadline_s) and: fedsplit serve … --resume"
 
 
 class Phase(StrEnum):
@@ -338,7 +339,7 @@ class Course:
         )
 
     def _open_measure(self, phase: str, now: float) -> list[Out]:
-        members = [m for m in self._roster.ready() if self._run.evaluate.clients and m.data.eval_examples > 0]
+        members = [m for m in self._roster.ready() if measures(self._run, m.data, phase)]
         self._measure = OpenMeasure(
             round=self._rules.state.round,
             phase=phase,
@@ -355,6 +356,9 @@ class Course:
         assert self._measure is not None
         measure, self._measure = self._measure, None
         self._rules.judge(measure)
+        self._failures += self._rules.due == SENSING
+        if self._failures == FAILURES:
+            raise Timeout(f"asked {FAILURES} times how sensitive each layer is, {NOBODY_SAID}")
         return self._advance(now)
 
     def _finish(self, reason: str, now: float) -> list[Out]:

@@ -28,6 +28,7 @@ from fedsplit.events import (
 )
 from fedsplit.exchange.metrics import combine
 from fedsplit.exchange.selection import Selection, metric_of
+from fedsplit.method.chosen import SCORES, adapted, chosen, shared, usable, wants_scores
 from fedsplit.method.record import ClientUpdate, GlobalState, Method, Phases
 from fedsplit.plan.types import ClientPlan
 from fedsplit.state.journal import Journal
@@ -36,7 +37,7 @@ from fedsplit.state.rundir import RunDir
 from fedsplit.train import kept
 from fedsplit.train.round import refuse_stranger, run_round
 from fedsplit_server.meter import Entry
-from fedsplit_server.rounds import OpenMeasure, OpenRound
+from fedsplit_server.rounds import SENSING, OpenMeasure, OpenRound
 
 Validate = Callable[[GlobalState], dict[str, float]]
 
@@ -71,7 +72,10 @@ class Keeper:
 
     @property
     def due(self) -> str:
-        """``before`` until there is a first measurement, ``round`` after a round that ``evaluate.every`` names."""
+        """``layers`` until those to share are chosen, where the method chooses; ``before`` until there is a first
+        measurement, ``round`` after a round that ``evaluate.every`` names."""
+        if wants_scores(self.method, self.state):
+            return SENSING
         if self._judged is None:
             return "before"
         done, every = self.state.round, self._run.evaluate.every
@@ -98,7 +102,10 @@ class Keeper:
         return list(state.notes)
 
     def judge(self, measured: OpenMeasure) -> None:
-        """Combine the clients' numbers and keep the best state by validation."""
+        """Combine the clients' numbers and keep the best state by validation; or choose the layers by them."""
+        if measured.phase == SENSING:
+            self._choose(measured)
+            return
         combined = combine(measured.reports)
         metrics = combined.flat()
         for group, reports in measured.by_group().items():
@@ -111,6 +118,26 @@ class Keeper:
         self._journal.metric(measured.round, measured.phase, metrics, examples=combined.examples)
         self._emit(Measured(round=measured.round, phase=measured.phase, metrics=metrics))
         self._select(measured, metrics)
+
+    def _choose(self, measured: OpenMeasure) -> None:
+        """The layers that are shared, once and for all. Where nobody reported what can be used, there is no choice."""
+        statistic = self.method.at(self.state.round).layers.scores
+        everyone, others = usable(measured.reports, statistic, self.state)
+        if others:
+            text = f"no usable {statistic} of every layer came from {', '.join(others)}: the choice is made without"
+            self._emit(Note(text=text, warning=True))
+        if not everyone:
+            return
+        self.state = chosen(self.state, self.method, everyone, self._run.run.seed)
+        if not self._best_metrics:
+            self._best = self.state
+        scores = zip(adapted(self.state.adapter), self.state.memory[SCORES].tolist(), strict=True)
+        mine = shared(self.state)
+        said = ", ".join(f"{layer} ({score:.3g})" for layer, score in scores if layer in mine)
+        self._emit(
+            Note(text=f"layers that all clients share, by {statistic}: {said}; the others stay with each client")
+        )
+        self._save()
 
     @property
     def best_round(self) -> int:

@@ -15,12 +15,12 @@ from fedsplit.method.following import to_send
 from fedsplit.method.record import ClientUpdate, GlobalState
 from fedsplit.method.stored import pack_folds
 from fedsplit.wire import WireTensor
-from fedsplit.wire.messages import Evaluate, Finish, Start, Update
+from fedsplit.wire.messages import Evaluate, Finish, Start, Thinned, Update
 from fedsplit_server import thinning
 from fedsplit_server.desk import Opened, Out, Seat
 from fedsplit_server.portions import Portions
 from fedsplit_server.roster import Member
-from fedsplit_server.rounds import OpenMeasure
+from fedsplit_server.rounds import SENSING, OpenMeasure
 
 
 class Letters:
@@ -51,22 +51,35 @@ class Letters:
             thinned=thinned,
             sends=thinning.sends(mask, self._learning(member, state)),
             easiest=self._portions.easiest(state),
+            neurons=self._portions.neurons(state),
+            stays=self._stays(member, state),
             rows=self._rows(member, state),
             best=best,
         )
         return Out(member.name, message, _wired(factors | self._beside(member, state)))
 
     def evaluate(self, member: Member, measure: OpenMeasure, state: GlobalState) -> Out:
-        version, since = state.base_version, self._folds(member, state)[0]
-        rows = self._rows(member, state)
-        message = Evaluate(round=measure.round, phase=measure.phase, base_version=version, since=since, rows=rows)
+        message = Evaluate(
+            round=measure.round,
+            phase=measure.phase,
+            base_version=state.base_version,
+            since=self._folds(member, state)[0],
+            sensing=self._portions.sensing(state) if measure.phase == SENSING else None,
+            stays=self._stays(member, state),
+            rows=self._rows(member, state),
+        )
         return Out(member.name, message, self.factors(member, state))
 
     def finish(self, member: Member, reason: str, state: GlobalState, metrics: dict[str, float]) -> Out:
         version, since = state.base_version, self._folds(member, state)[0]
-        rows = self._rows(member, state)
         message = Finish(
-            round=state.round, reason=reason, metrics=metrics, base_version=version, since=since, rows=rows
+            round=state.round,
+            reason=reason,
+            metrics=metrics,
+            base_version=version,
+            since=since,
+            stays=self._stays(member, state),
+            rows=self._rows(member, state),
         )
         return Out(member.name, message, self.factors(member, state))
 
@@ -119,7 +132,7 @@ class Letters:
         mask, held, learning = self._portions.mask(state), self._held(member, state), self._learning(member, state)
         learnt = thinning.arrived(mask, flatten(held), learning, factors, member.name)
         # What rests did not come: it is what the client was given.
-        adapter, head = unflatten(flatten(self._trained(member, state)) | learnt | heads)
+        adapter, head = unflatten(flatten(self._shared(self._trained(member, state), state)) | learnt | heads)
         return ClientUpdate(
             client=member.name,
             examples=update.examples,
@@ -132,6 +145,19 @@ class Letters:
     def group(self, member: Member) -> str:
         """The group whose adapter this client trains; empty: the one for everybody."""
         return self._portions.group(member.name)
+
+    def _stays(self, member: Member, state: GlobalState) -> tuple[Thinned, ...]:
+        """Names and shapes of the factors that the client has for itself, layers that are not shared."""
+        staying = self._portions.staying(state)
+        if not staying:
+            return ()
+        mine = flatten({key: part for key, part in self._held(member, state).items() if key.layer in staying})
+        return tuple((name, *array.shape) for name, array in mine.items())
+
+    def _shared(self, held: Mapping[ModuleKey, LowRank], state: GlobalState) -> dict[ModuleKey, LowRank]:
+        """Without layers that stay with the client."""
+        staying = self._portions.staying(state)
+        return {key: part for key, part in held.items() if key.layer not in staying}
 
     def _rows(self, member: Member, state: GlobalState) -> tuple[int, ...]:
         """Of the Bs that the client has for itself, in the order of the As' names."""
@@ -162,11 +188,11 @@ class Letters:
 
     def _learning(self, member: Member, state: GlobalState) -> dict[str, Tensor]:
         """The factors of those that learn in this round and come back."""
-        return sides(self._trained(member, state), self._portions.goes_up(state))
+        return sides(self._shared(self._trained(member, state), state), self._portions.goes_up(state))
 
     def _given(self, member: Member, state: GlobalState) -> dict[str, Tensor]:
         """The factors that go to a client."""
-        return sides(self._held(member, state), self._portions.comes_down(state))
+        return sides(self._shared(self._held(member, state), state), self._portions.comes_down(state))
 
     def _trained(self, member: Member, state: GlobalState) -> dict[ModuleKey, LowRank]:
         """What the client was given of the layers that its plan trains."""

@@ -14,6 +14,7 @@ import msgspec
 from fedsplit.lora.adapter import ModuleKey, Sides
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.method import stock
+from fedsplit.method.chosen import staying
 from fedsplit.method.curriculum import share
 from fedsplit.method.languages import family_of
 from fedsplit.method.parts import Ask, Mask, in_one_word
@@ -21,6 +22,7 @@ from fedsplit.method.record import SERVER, GlobalState, Method, Phases
 from fedsplit.plan.travel import EVERYTHING, Entries, Travels, mean
 from fedsplit.plan.types import ClientPlan, LayerPlan
 from fedsplit.train.round import Cuts, for_client, with_own
+from fedsplit.wire.probing import Neurons, Sensing
 
 
 @dataclass
@@ -104,6 +106,23 @@ class Portions:
     def easiest(self, state: GlobalState) -> float:
         """What share of its rows a client trains on in that round, the easiest first; 0: all, in any order."""
         return share(self._method.at(state.round).local, state.round, self._rounds)
+
+    def staying(self, state: GlobalState) -> frozenset[int]:
+        """The layers whose factors do not travel: every client has its own."""
+        return staying(self._method, state)
+
+    def sensing(self, state: GlobalState) -> Sensing:
+        """What clients measure for the choice of layers."""
+        options = self._method.at(state.round).probe.options
+        return Sensing(radius=float(options["radius"]), rows=int(options["rows"]))
+
+    def neurons(self, state: GlobalState) -> Neurons | None:
+        """Which neurons of layers that stay learn; None: all."""
+        mask = self.mask(state)
+        if mask.name != stock.neurons.__name__ or float(mask.options["share"]) >= 1:
+            return None
+        share, momentum = float(mask.options["share"]), float(mask.options["momentum"])
+        return Neurons(share=share, momentum=momentum, rows=int(mask.options["rows"]))
 
     def mask(self, state: GlobalState) -> Mask:
         """What part of the factors travels in that round."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fedsplit import seeds
 from fedsplit.config.run import RunFile
 from fedsplit.method.record import ClientUpdate
+from fedsplit.wire.messages import DataSummary
 
 
 @dataclass
@@ -44,6 +45,15 @@ def drawn(names: Sequence[str], run: RunFile, round: int) -> tuple[str, ...]:
     count = max(1, int(run.rounds.participation * len(names) + 0.5))
     chosen = seeds.generator(run.run.seed, round, "participants").permutation(len(names))[:count]
     return tuple(sorted(names[i] for i in chosen))
+
+
+SENSING = "layers"
+"""The phase in which clients measure what the choice of layers to share is made of."""
+
+
+def measures(run: RunFile, data: DataSummary, phase: str) -> bool:
+    """Whether a client with this data is asked."""
+    return phase == SENSING or (run.evaluate.clients and data.eval_examples > 0)
 
 
 @dataclass

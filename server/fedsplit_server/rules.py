@@ -18,7 +18,7 @@ class Rules(Protocol):
 
     @property
     def due(self) -> str:
-        """The measurement that comes before anything else: ``before``, ``round`` or none (empty)."""
+        """The measurement that comes before anything else: ``layers``, ``before``, ``round`` or none (empty)."""
         ...
 
     @property

@@ -76,7 +76,7 @@ HARD = {
     ),
     "SLoRA": phases({0: identity, 5: Method()}),
     "FeDeRA": Method(start=Start("svd_of_base", "svd", stock.averaged.then, offset=True)),
-    "FibecFed": Method(layers=LayerRule("top_scores", half), mask=Mask("neurons", up=0.5)),
+    "Fed-piLot": Method(layers=LayerRule("knapsack", half)),
     "FedHLT": Method(groups=Groups("tree", lambda ask: ("all", ask.tags["family"]))),
     "FL-TAC": Method(groups=Groups("by_similarity", lambda ask: ("new",), after=lambda updates: ["a"] * len(updates))),
     "wireless split": Method(topology=stock.u, codec=Codec("int8", hidden="int8", gradient="int8")),

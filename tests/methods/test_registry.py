@@ -18,6 +18,7 @@ from fedsplit.lora import LowRank
 from fedsplit.method import Memory, Merged, Method, Phases, check, mean, merge_rule, method, per_device, phases, stock
 from fedsplit.method.card import Factory
 from fedsplit.method.check import CARRIED_OUT, RULES, contradictions
+from fedsplit.method.chosen import top_scores
 from fedsplit.method.merge import exact, fold_all
 from fedsplit.method.options import checked, options_of
 from fedsplit.method.parts import Codec, FactorRule, Factors, Local, Mask, Personal, Probe
@@ -28,6 +29,7 @@ from fedsplit.method.server_opt import momentum
 from fedsplit.method.stock import u
 from fedsplit.methods.fedavg import fedavg
 from fedsplit.methods.fedsa_lora import fedsa_lora
+from fedsplit.methods.fibecfed import fibecfed
 from fedsplit.train.round import run_round
 from tests.methods.cases import start, three
 from tests.reference.fedavg import ideal
@@ -322,6 +324,11 @@ BROKEN = {
     ("groups", "merge"): Method(groups=stock.by_tag, merge=fold_all),
     ("topology", "personal"): fedsa_lora().but(topology=stock.split("shared-concat")),
     ("topology", "groups"): Method(groups=stock.by_tag, topology=stock.split("shared-concat")),
+    ("layers", "probe"): Method(topology=stock.local, layers=top_scores(), personal=stock.keep_layers),
+    ("probe", "layers"): Method(probe=stock.sensitivity()),
+    ("personal", "layers"): fibecfed().but(personal=stock.nothing_personal),
+    ("layers", "merge"): fibecfed().but(merge=fold_all),
+    ("mask", "layers"): Method(mask=stock.neurons()),
 }
 
 

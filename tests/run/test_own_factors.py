@@ -34,7 +34,7 @@ def clean(reference: Callable[..., Party]) -> Party:
 
 
 def kept(run: Party, name: str) -> Own:
-    return Own(Personal(run.folder / "devices" / name).run(run.run.run.name, client=name), head=False)
+    return Own(Personal(run.folder / "devices" / name).run(run.run.run.name, client=name), head=False, drawn=dict)
 
 
 def own(run: Party, name: str, round: int = 2) -> dict[str, np.ndarray]:
