@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedsplit.cli.bench_fleet_clock import Clock, Clocks, seconds
-from fedsplit.cli.bench_fleet_learning import POOLED, Curve, Learning, Rows
+from fedsplit.cli.bench_fleet_learning import POOLED, Curve, Learning, Rows, keep
 from fedsplit.cli.bench_fleet_plot import Line, check_target, draw
 from fedsplit.cli.bench_fleet_ways import WAYS, Scale, Way, alone, slowest, ways
 from fedsplit.cli.bench_mixed import without_dropout
@@ -42,6 +42,7 @@ def rows(
     rounds: int = 0,
     steps: int = 0,
     stretch: float = 4.0,
+    whole: str = "",
     finished: bool = False,
     plot: Path = Path(),
 ) -> Sequence[Row]:
@@ -49,12 +50,15 @@ def rows(
 
     ``data``: the folder with ``ag_news/``. ``methods``: some of the rows. ``rates``: learning rates to choose from.
     ``stretch``: emulated devices and links are this many times slower than they are, and seconds divided by it, so
-    that the fleet fits beside other programs. ``finished``: run nothing, show what is there. ``plot``: a picture of the
-    curves (png, svg, pdf); needs matplotlib.
+    that the fleet fits beside other programs. ``whole``: one of the methods, run to the end under emulation, too: a
+    row of its own shows what multiplying leaves out. ``finished``: run nothing, show what is there. ``plot``: a picture
+    of the curves (png, svg, pdf); needs matplotlib.
     """
     if plot != Path():
         check_target(plot)
     chosen, grid = _methods(methods), _rates(rates)
+    if whole and whole not in chosen:
+        raise ConfigError([Problem("--whole", repr(whole), f"one of {', '.join(chosen)}")])
     fleet, scale = load_fleet(FLEET), Scale(model=str(out / "model"))
     scale = replace(scale, rounds=rounds or scale.rounds, steps=steps or scale.steps)
     if not (out / "model").is_dir():
@@ -62,7 +66,7 @@ def rows(
         # Its own dropout is off: devices without torch draw no masks.
         without_dropout("minilm", out / "model")
     found = Bench(fleet, scale, data, out, grid, seeds, stretch, finished)
-    table = found.table(ways(fleet, scale, chosen))
+    table = found.table(ways(fleet, scale, chosen), whole)
     if plot != Path():
         draw([line for line in (one.line for one in found.results) if line is not None], scale.goal, plot)
     return table
@@ -166,9 +170,10 @@ class Bench:
         self._clocks = Clocks(fleet, found, out, scale, stretch=stretch, only_finished=finished)
         self.results: list[Result] = []
 
-    def table(self, some: Sequence[Way]) -> list[Row]:
-        """The ways, then all rows in one place, then each device alone."""
+    def table(self, some: Sequence[Way], whole: str = "") -> list[Row]:
+        """The ways, one of them as a whole, then all rows in one place, then each device alone."""
         self.results = [self._together(way) for way in some]
+        again = [self._whole(way, one) for way, one in zip(some, self.results, strict=True) if way.name == whole]
         steps = next((self._clocks.of(way) for way in some if way.name == LOCAL), None)
         singly = alone(self._fleet, self._scale)
         pooled = self._alone(POOLED, POOLED_ON, singly, steps, None)
@@ -176,7 +181,8 @@ class Bench:
         for name in self._fleet.devices:
             # Tuned on everybody's rows, which is more than a device by itself could do.
             self.results.append(self._alone(name, name, singly, steps, pooled.rate))
-        return [one.row for one in self.results]
+        together = len(some)
+        return [*(one.row for one in self.results[:together]), *again, *(one.row for one in self.results[together:])]
 
     def _together(self, way: Way) -> Result:
         tuned = {rate: self._learning.together(way, rate, 0) for rate in self._rates}
@@ -197,6 +203,27 @@ class Bench:
             goal=self._scale.goal,
             lifted=() if clock is None else clock["lifted"],
         )
+
+    def _whole(self, way: Way, parts: Result) -> Row:
+        """One run from the first round to the last under emulation, with the first seed."""
+        key = f"whole-{way.name}"
+        rounds, rate = self._scale.rounds, parts.rate or self._rates[0]
+
+        def learn(states: Path) -> None:
+            self._clocks.of(way, rate, rounds, lambda saved: keep(saved, states))
+
+        curve = self._learning.elsewhere(key, f"{way.plans} at {rate:g}", learn)
+        clock = None if curve is None else self._clocks.of(way, rate, rounds)
+        one = replace(
+            parts,
+            name=f"{way.name}, one whole run",
+            curves=[] if curve is None else [curve["test"]],
+            round_s=None if clock is None else seconds(clock),
+            seeds=1,
+        )
+        count = one.rounds[0] if one.curves else None
+        taken = None if clock is None or count is None else seconds(clock) + sum(clock["closed"][: count - 1])
+        return {**one.row, "seconds": None if taken is None else round(taken, 1)}
 
     def _alone(self, name: str, device: str, singly: Way, steps: Clock | None, rate: float | None) -> Result:
         if rate is None:

@@ -86,21 +86,24 @@ class Clocks:
         self._fleet, self._rows, self._folder, self._stretch = fleet, rows, folder, stretch
         self._scale, self._only_finished = scale, only_finished
 
-    def of(self, way: Way, rate: float = 1e-3, rounds: int = ROUNDS) -> Clock | None:
-        """A way's run of so many rounds."""
+    def of(
+        self, way: Way, rate: float = 1e-3, rounds: int = ROUNDS, closed: Callable[[Path], None] | None = None
+    ) -> Clock | None:
+        """A way's run of so many rounds. ``closed``: told after each of them where the run's checkpoints are; for
+        that it is run again."""
         path = self._folder / "clock" / f"{way.name}-{rounds}.json"
         made_at = {"scale": asdict(replace(self._scale, model="")), "about": way.plans}
         found: Clock = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        if {key: found.get(key) for key in made_at} == made_at:
+        if closed is None and {key: found.get(key) for key in made_at} == made_at:
             return found
         if self._only_finished:
             return None
-        found = made_at | self._run(way, rate, rounds)
+        found = made_at | self._run(way, rate, rounds, closed or (lambda _: None))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=1), "utf-8")
         return found
 
-    def _run(self, way: Way, rate: float, rounds: int) -> Clock:
+    def _run(self, way: Way, rate: float, rounds: int, closed: Callable[[Path], None]) -> Clock:
         heard = Heard()
         with tempfile.TemporaryDirectory(prefix="fedsplit-fleet-") as scratch:
             folder = Path(scratch)
@@ -109,8 +112,16 @@ class Clocks:
             edge, lifted = ([], small) if draws_layers(run) else (small, [])
             run_file = self._written(run, folder, lifted)
             flags = {one.name: EDGE if one.name in edge else self._model for one in run.clients}
+            saved = folder / "run" / "checkpoints"
+
+            def emit(event: Event) -> None:
+                heard(event)
+                if isinstance(event, RoundClosed):
+                    closed(saved)
+
             with own_profile(self._folder / "clock" / "core.toml"):
-                done = run_processes(run_file, emit=heard, emulate=True, join_flags=flags)
+                done = run_processes(run_file, emit=emit, emulate=True, join_flags=flags)
+            closed(saved)
         return {
             "stretch": self._stretch,
             "closed": [round(one / self._stretch, 3) for one in heard.closed],

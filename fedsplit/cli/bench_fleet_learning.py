@@ -111,6 +111,16 @@ class Learning:
         key = f"alone-{name}-{rate:g}-{seed}"
         return self._kept(key, name, test, lambda: self._alone(name, key, rate, seed), lambda: self._tested(key))
 
+    def elsewhere(self, name: str, about: str, learn: Callable[[Path], None]) -> Curve | None:
+        """The curve of a run that ``learn`` runs: it leaves the states of its rounds in the folder that it gets."""
+
+        def learned() -> Curve:
+            states = self._states(name)
+            learn(states)
+            return {"validation": [self._marks.validation(state) for state in states_of(states)]}
+
+        return self._kept(name, about, True, learned, lambda: self._tested(name))
+
     def _kept(
         self, name: str, about: str, test: bool, learn: Callable[[], Curve], tested: Callable[[], list[float]]
     ) -> Curve | None:
