@@ -18,6 +18,7 @@ VERBS = (
         "Server and clients of a run file as real processes on this machine.",
         RUN,
     ),
+    Verb("compare", "fedsplit.cli.compare:compare", "Run files or methods side by side, over several seeds.", RUN),
     Verb(
         "rerun",
         "fedsplit.cli.rerun:rerun",
