@@ -35,6 +35,7 @@ from fedsplit.events import (
 )
 from fedsplit.plan.traffic import Moved, RunTraffic
 from fedsplit.plan.types import ClientPlan, Cut, Estimate, LayerPlan, Topology
+from tests.waiting import LIMIT_S
 
 NAMES = ("desktop", "laptop", "pi")
 
@@ -265,7 +266,7 @@ def test_threads_and_refreshing_do_not_disturb_each_other() -> None:
         threads = [threading.Thread(target=work, args=(f"d{i}",), daemon=True) for i in range(6)]
         for thread in threads:
             thread.start()
-        stop = time.monotonic() + 30
+        stop = time.monotonic() + LIMIT_S
         while any(thread.is_alive() for thread in threads):
             assert time.monotonic() < stop, "deadlock"
             display._live.refresh()
@@ -348,7 +349,7 @@ def on_terminal(
             if interrupt_after and interrupt_after in output:
                 child.send_signal(2)
                 interrupt_after = b""
-        status = child.wait(30)
+        status = child.wait(LIMIT_S)
     os.close(ours)
     return status, output
 

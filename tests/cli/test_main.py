@@ -236,7 +236,7 @@ def test_a_real_interrupt_ends_with_130(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGINT)
-        _, shown = process.communicate(timeout=20)
+        _, shown = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED
     assert "interrupted: stopped as you asked" in shown
     assert "Traceback" not in shown

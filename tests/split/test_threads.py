@@ -50,7 +50,7 @@ def test_threads_that_build_at_once_get_what_each_would_alone(hasty: None, tmp_p
     together, register = Barrier(THREADS), nn.Module.register_parameter
 
     def work(folder: Path) -> list[torch.Tensor]:
-        together.wait(timeout=20)
+        together.wait(timeout=120)
         return [logits_of(folder) for _ in range(ROUNDS)]
 
     try:
