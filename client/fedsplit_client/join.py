@@ -39,6 +39,7 @@ from fedsplit_client.ahead import look_ahead
 from fedsplit_client.backend import Backend, Opened, choose
 from fedsplit_client.computing import threads_of
 from fedsplit_client.dealer import Dealer
+from fedsplit_client.ending import keep_end
 from fedsplit_client.gauge import with_link
 from fedsplit_client.heap import give_back
 from fedsplit_client.keys import load_keys
@@ -270,7 +271,7 @@ def _once(stay: Stay, computes: Backend, agree: Agree, emit: Emit, only_agree: b
             session.accept(offer, summary)
             result = worker.work()
         meta = {"base": offer.base, "reason": result.reason, "own": worker.own}
-        kept.save(result.round, flatten(result.adapter, result.head), meta)
+        keep_end(kept, place.offer, opened.config, result, meta)
         if wish.learning and own is not None and wish.device == "cpu":
             learn(own, place.offer, opened.config, summary, worker.steps, emit)
         return Joined(place.offer, result, end.up_bytes, end.down_bytes, kept.path)

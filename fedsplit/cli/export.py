@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from fedsplit.train.exported import Card
+from fedsplit import assets
+from fedsplit.errors import ConfigError, Problem
+from fedsplit.lora.peft_folder import Card
+from fedsplit.state.own_adapter import export_own, is_own
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="The run directory that fedsplit serve named at its end.")],
+    run: Annotated[
+        Path, typer.Argument(help="The folder that fedsplit serve, or on a device fedsplit join, named at its end.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter folder to write.")] = Path("adapter"),
     merge: Annotated[
         Path | None, typer.Option(help="Write the base with the adapter added in, a complete model, to this folder.")
@@ -25,7 +30,17 @@ def export(
     round: Annotated[int | None, typer.Option(help="Another round than the best one.")] = None,
     group: Annotated[str, typer.Option(help="Whose adapter, where every group of clients has one.")] = "",
 ) -> None:
-    """Write a run's result: a peft adapter for the untouched base model, or with --merge a model that needs no peft."""
+    """Write a run's result: a peft adapter for the untouched base model, or with --merge a model that needs no peft.
+
+    On a device, RUN is the folder that fedsplit join named at its end: what this device computes with, its own factors
+    among it. That needs no torch.
+    """
+    if is_own(run):
+        _refuse_on_devices(merge=merge, rank=rank, dtype=dtype, round=round, group=group)
+        card = export_own(run, out)
+        typer.echo(f"wrote {out} (round {card.round} of {card.run}, {card.client}'s own). Load it with:")
+        typer.echo(f"  {load_line(out, card)}")
+        return
     from fedsplit.train import exporting
 
     place = merge or out
@@ -39,11 +54,20 @@ def export(
         typer.echo(f"{why} changed what was learnt by {card.lost:.2g} of its length (Frobenius)")
 
 
+def _refuse_on_devices(**options: object) -> None:
+    if given := [name for name, value in options.items() if value not in (None, "")]:
+        fix = "leave it out: a device has the end of a run, as one adapter"
+        raise ConfigError(
+            [Problem(f"--{name}", "a device's folder", "a run directory of a server", fix) for name in given]
+        )
+
+
 def load_line(out: Path, card: Card) -> str:
     """The line of Python that loads an exported adapter."""
-    from fedsplit.train.exported import model_folder
-
-    return f'peft.PeftModel.from_pretrained({model_line(str(model_folder(card.model)), card, new_head=True)}, "{out}")'
+    folder = card.model
+    with suppress(ConfigError):  # on a device the package with the model need not be installed
+        folder = str(assets.path(card.model)) if card.model in assets.NAMES else card.model
+    return f'peft.PeftModel.from_pretrained({model_line(folder, card, new_head=True)}, "{out}")'
 
 
 def model_line(folder: str, card: Card, *, new_head: bool = False) -> str:

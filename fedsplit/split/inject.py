@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsplit.config.run import LoraSection, Task
 from fedsplit.errors import ConfigError
+from fedsplit.lora.peft_folder import trained_module
 from fedsplit.split.base import Base
 from fedsplit.split.families import Family
 from fedsplit.split.loader import trains
@@ -108,14 +108,4 @@ def full(base: Base, task: Task, num_labels: int | None) -> set[str]:
     if task == "causal-lm":
         return set()
     names = base.names(task, num_labels)
-    return {saved(name, names.prefix) for name in names.shapes if trains(base.family, names, name)}
-
-
-def saved(name: str, prefix: str) -> str:
-    """The module that peft trains and saves in full (``modules_to_save``) for a parameter of a head."""
-    return name.rpartition(".")[0] if name.startswith(f"{prefix}.") else name.partition(".")[0]
-
-
-def scale_of(lora: LoraSection, rank: int) -> float:
-    """alpha/r (alpha/sqrt r with rsLoRA) of factors of this rank; 1 for empty ones, which add nothing."""
-    return lora.alpha / (math.sqrt(rank) if lora.rslora else rank) if rank else 1.0
+    return {trained_module(name, names.prefix) for name in names.shapes if trains(base.family, names, name)}

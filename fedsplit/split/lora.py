@@ -27,9 +27,10 @@ from fedsplit.errors import ConfigError
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.lora.patch import Patch, thin
+from fedsplit.lora.peft_folder import scale_of, trained_module
 from fedsplit.split.base import Base
 from fedsplit.split.beside import LEFT, RIGHT
-from fedsplit.split.inject import TASK_TYPES, saved, scale_of, targets
+from fedsplit.split.inject import TASK_TYPES, targets
 from fedsplit.split.segment import Segment
 
 SIDES = (
@@ -144,7 +145,7 @@ def save_peft(
         use_rslora=lora.rslora,
         target_modules=_targets(base, lora, sorted(ranks), task),
         rank_pattern={module: rank for module, rank in ranks.items() if rank != common},
-        modules_to_save=sorted({saved(name, names.prefix) for name in head}) or None,
+        modules_to_save=sorted({trained_module(name, names.prefix) for name in head}) or None,
         task_type=TASK_TYPES[task],
         fan_in_fan_out=base.family.name == "gpt2",
         base_model_name_or_path=str(base.folder),

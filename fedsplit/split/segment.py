@@ -19,13 +19,14 @@ from torch.utils.checkpoint import checkpoint as again
 
 from fedsplit.config.run import LoraSection, Task
 from fedsplit.errors import ConfigError, InternalError
+from fedsplit.lora.peft_folder import scale_of
 from fedsplit.seeds import seed
 from fedsplit.split import loss as losses
 from fedsplit.split.base import BUILDING, Base
 from fedsplit.split.beside import Beside
 from fedsplit.split.families import Context
 from fedsplit.split.initial import draw
-from fedsplit.split.inject import ADAPTER, inject, scale_of
+from fedsplit.split.inject import ADAPTER, inject
 from fedsplit.split.loader import canonical, materialise, trains
 from fedsplit.split.placement import device_of
 from fedsplit.split.rows import Rows, unpack

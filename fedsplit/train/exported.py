@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
@@ -23,29 +22,13 @@ from fedsplit.config.run import RunFile, Task
 from fedsplit.errors import ConfigError, Problem
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import LowRank
+from fedsplit.lora.peft_folder import CARD, Card
 from fedsplit.method.of_run import method_of
 from fedsplit.method.record import GlobalState, every
 from fedsplit.split.base import Base
 from fedsplit.split.lora import key_of
 from fedsplit.state.rundir import RunDir
 from fedsplit.train.kept import state_of
-
-CARD = "fedsplit.json"
-
-
-class Card(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``model``: what the run file called the base; ``base``: the identity of its weights. ``lost``: what a lower rank
-    or rounded sums left out of what was learnt, as a share of its length (Frobenius)."""
-
-    task: Task
-    model: str
-    base: str
-    labels: tuple[str, ...] = ()
-    max_length: int = 128
-    run: str = ""
-    round: int = 0
-    metrics: dict[str, float | None] = {}
-    lost: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from fedsplit.config.run import RunFile
 from fedsplit.errors import ConfigError, Problem
 from fedsplit.lora.adapter import Adapter, ModuleKey
 from fedsplit.lora.lowrank import LowRank
+from fedsplit.lora.peft_folder import ADAPTER_FILES, CARD, Card, refuse_other_files
 from fedsplit.method.record import GlobalState
 from fedsplit.split.base import DOWNLOADS, Base, open_base
 from fedsplit.split.lora import save_peft
 from fedsplit.split.merged import Width, write_model
 from fedsplit.state.durable import replaced
-from fedsplit.train.exported import CARD, Card, model_folder, of_run
+from fedsplit.train.exported import model_folder, of_run
 
-ADAPTER_FILES = frozenset({CARD, "README.md", "adapter_config.json", "adapter_model.safetensors"})
 MODEL_FILES = frozenset({CARD, *DOWNLOADS})
 
 
@@ -50,7 +50,7 @@ def export(
         raise ConfigError([Problem("--rank", str(rank), "1 or more")])
     if dtype is not None and not merge:
         raise ConfigError([Problem("--dtype", dtype, "--merge with it: an adapter is always float32")])
-    _refuse_other_files(out, MODEL_FILES if merge else ADAPTER_FILES)
+    refuse_other_files(out, MODEL_FILES if merge else ADAPTER_FILES)
     run, state, metrics = of_run(folder, round, group)
     base = open_base(model_folder(run.model.path))
     adapter, lost = lowered(state.learnt, rank)
@@ -93,15 +93,3 @@ def _card(run: RunFile, state: GlobalState, base: Base, metrics: dict[str, float
         metrics=metrics,
         lost=lost,
     )
-
-
-def _refuse_other_files(out: Path, ours: frozenset[str]) -> None:
-    """The folder is replaced as a whole: nothing that somebody else put there may go with it."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError([Problem(str(out), "a file", "a new folder")])
-    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    shards = {name for name in names if name.startswith("model-") or name == "model.safetensors"}
-    others = sorted(names - ours - (shards if "config.json" in ours else set()))
-    if others or (names and CARD not in names):
-        found = f"a folder with other files ({(others or sorted(names))[0]})"
-        raise ConfigError([Problem(str(out), found, "a new folder, or one that fedsplit export wrote the same way")])

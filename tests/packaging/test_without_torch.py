@@ -35,7 +35,7 @@ for top in ("errors", "seeds", "events", "assets", "devices", "config", "wire", 
     if hasattr(package, "__path__"):
         names += [one.name for one in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
 names += [f"fedsplit.cli.{verb}" for verb in ("main", "verbs", "bench", "profile", "plan", "join", "new", "methods",
-          "data", "partition", "schema", "doctor", "leave", "forget", "fit", "predict", "report")]
+          "data", "export", "partition", "schema", "doctor", "leave", "forget", "fit", "predict", "report")]
 names += [f"fedsplit_client.{part}" for part in ("join", "edge", "remote", "worker")]
 missing = []
 for name in names:

@@ -15,12 +15,13 @@ from fedsplit.errors import DataError
 from fedsplit.exchange.predict import asked
 from fedsplit.lora.adapter import Adapter, ModuleKey
 from fedsplit.lora.lowrank import LowRank
+from fedsplit.lora.peft_folder import Card
 from fedsplit.split import merged
 from fedsplit.split.base import TASK_MODELS, Base, open_base
 from fedsplit.split.merged import write_model
 from fedsplit.state.durable import replaced
 from fedsplit.testing.models import FAMILIES, IMAGE, default_task, tiny
-from fedsplit.train.exported import Card, Exported
+from fedsplit.train.exported import Exported
 from fedsplit.train.predict import bare_run, local_logits
 from fedsplit.train.start import first_state
 
