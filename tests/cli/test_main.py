@@ -38,7 +38,7 @@ def python(code: str, *args: str, **env: str) -> subprocess.CompletedProcess[str
     path = os.pathsep.join([str(ROOT), str(ROOT / "server"), str(ROOT / "client")])
     environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "100", **env}
     command = [sys.executable, "-c", code, *args]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 def fedsplit(*args: str, block_torch: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
@@ -128,7 +128,7 @@ def test_version_and_python_m() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=240,
     )
     assert shown.stdout.strip() == f"fedsplit {__version__}"
 
@@ -236,7 +236,7 @@ def test_a_real_interrupt_ends_with_130(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGINT)
-        _, shown = process.communicate(timeout=60)
+        _, shown = process.communicate(timeout=240)
     assert process.returncode == INTERRUPTED
     assert "interrupted: stopped as you asked" in shown
     assert "Traceback" not in shown

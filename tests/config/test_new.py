@@ -109,7 +109,7 @@ def test_three_questions(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ) as process:
         os.close(theirs)
         os.write(ours, b"pydoc-llama\n\n4\n")
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=240) == 0
     printed = os.read(ours, 100_000).decode()
     os.close(ours)
     assert printed.count("?") == 3

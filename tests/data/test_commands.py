@@ -127,6 +127,6 @@ for name in ("torch", "transformers", "peft", "bitsandbytes", "jinja2", "PIL", "
 from fedsplit.cli.main import run
 run(["data", "check", {str(labelled)!r}, "--model", {model!r}, "--task", "classification", "--max-length", "64"])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "1 of 40 rows" in done.stdout

@@ -65,7 +65,7 @@ def test_another_process_gets_the_same_list_without_importing_the_modules() -> N
         "assert not {'ftplib', 'imaplib', 'turtle', 'tkinter', 'xmlrpc'} & set(sys.modules)\n"
         "print(hashlib.sha256(repr(rows).encode()).hexdigest())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240)
     assert done.stdout.strip() == hashlib.sha256(repr(stdlib.examples()).encode()).hexdigest()
 
 

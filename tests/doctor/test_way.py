@@ -57,7 +57,7 @@ def looked(text: object, state: Path, timeout_s: float = LIMIT_S) -> dict[str, F
 
 
 def test_a_server_that_is_right_in_a_process_of_its_own(link: JoinLink, tmp_path: Path) -> None:
-    found = {one.check: one for one in way(str(link), tmp_path)}
+    found = {one.check: one for one in way(str(link), tmp_path, deadline_s=2 * LIMIT_S)}
     assert [*found] == ["link", "name", "port", "key", "protocol", "invitation", "version"]
     assert {one.level for one in found.values()} == {"ok"}, found
     assert __version__ in found["version"].found

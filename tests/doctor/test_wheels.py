@@ -13,6 +13,7 @@ from fedsplit.cli.main import make_app
 from fedsplit.cli.verbs import VERBS
 from fedsplit_client.doctor.finding import Finding, problems
 from fedsplit_client.doctor.wheels import WHEELS, Wheel, backend, try_wheel
+from tests.waiting import LIMIT_S
 
 BY_NAME = {wheel.name: wheel for wheel in WHEELS}
 KILLS = "import os, signal\nos.kill(os.getpid(), signal.{})\n"
@@ -33,7 +34,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )  # fmt: skip
 def test_a_package_that_dies_is_reported_with_the_way_out(fakes: Path, number: str, words: str) -> None:
     (fakes / "torch.py").write_text(KILLS.format(number))
-    found = try_wheel(BY_NAME["torch"], ["avx2"], deadline_s=20)
+    found = try_wheel(BY_NAME["torch"], ["avx2"], deadline_s=LIMIT_S)
     assert found.level == "problem"
     assert words in found.found
     assert "pip uninstall torch" in found.fix
@@ -44,7 +45,7 @@ def test_a_package_that_dies_is_reported_with_the_way_out(fakes: Path, number: s
 def test_one_that_dies_when_it_computes_first(fakes: Path) -> None:
     """It imports well: illegal instructions often come later."""
     (fakes / "torch.py").write_text("import os, signal\ndef ones(*a, **k): os.kill(os.getpid(), signal.SIGILL)\n")
-    assert "illegal instruction" in try_wheel(BY_NAME["torch"], deadline_s=20).found
+    assert "illegal instruction" in try_wheel(BY_NAME["torch"], deadline_s=LIMIT_S).found
 
 
 def test_one_that_hangs_is_stopped_at_its_deadline(fakes: Path) -> None:
@@ -56,22 +57,22 @@ def test_one_that_hangs_is_stopped_at_its_deadline(fakes: Path) -> None:
 
 def test_one_that_raises_or_computes_wrongly(fakes: Path) -> None:
     (fakes / "torch.py").write_text("raise ImportError('libgomp.so.1: cannot open shared object file')\n")
-    assert "libgomp.so.1" in try_wheel(BY_NAME["torch"], deadline_s=20).found
-    wrong = try_wheel(Wheel("json", "assert json.loads('1') == 2"), deadline_s=20)
+    assert "libgomp.so.1" in try_wheel(BY_NAME["torch"], deadline_s=LIMIT_S).found
+    wrong = try_wheel(Wheel("json", "assert json.loads('1') == 2"), deadline_s=LIMIT_S)
     assert wrong.level == "problem"
     assert "AssertionError" in wrong.found
 
 
 def test_an_absent_package_is_a_problem_only_where_it_is_needed() -> None:
-    needed = try_wheel(Wheel("fedsplit_has_no_such", "pass"), deadline_s=20)
+    needed = try_wheel(Wheel("fedsplit_has_no_such", "pass"), deadline_s=LIMIT_S)
     assert needed.level == "problem"
     assert "pip install" in needed.fix
-    assert try_wheel(Wheel("fedsplit_has_no_such", "pass", "edge"), deadline_s=20).level == "skipped"
+    assert try_wheel(Wheel("fedsplit_has_no_such", "pass", "edge"), deadline_s=LIMIT_S).level == "skipped"
 
 
 def test_a_package_that_lacks_another_is_broken_not_absent(fakes: Path) -> None:
     (fakes / "torch.py").write_text("import fedsplit_has_no_such\n")
-    assert try_wheel(BY_NAME["torch"], deadline_s=20).level == "problem"
+    assert try_wheel(BY_NAME["torch"], deadline_s=LIMIT_S).level == "problem"
 
 
 @pytest.mark.parametrize("name", ["numpy", "zmq", "msgspec", "safetensors", "tokenizers", "psutil", "onnxruntime"])

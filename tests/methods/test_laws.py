@@ -124,7 +124,7 @@ def test_same_seed_same_bytes_in_another_process() -> None:
         text=True,
         env=environment,
         cwd=Path(__file__).parents[2],
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert result.returncode == 0, result.stderr

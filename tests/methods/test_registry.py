@@ -261,7 +261,7 @@ def test_installed_plug_ins(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *(p for p in sys.path if p)])}
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=240, check=False
     )
     listed, built, broken = done.stdout.splitlines()
     assert "'my-residual'" in listed

@@ -85,5 +85,5 @@ def test_what_a_device_runs_asks_for_nothing_that_was_left_out(tmp_path: Path) -
     modules = ["fedsplit_client.join", "fedsplit_client.edge", "fedsplit.cli.join", "fedsplit.cli.profile"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / one) for one in (".", "server", "client"))}
     command = [sys.executable, "-c", CODE, ",".join(blocked), ",".join(modules), str(rows)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr

@@ -90,7 +90,7 @@ def test_a_folder_of_somebody_else_is_left_alone(install: Install, home: Path, w
 def test_shellcheck_finds_nothing() -> None:
     if not shutil.which("shellcheck"):
         pytest.skip("shellcheck is not installed")
-    subprocess.run(["shellcheck", str(SCRIPT)], check=True, timeout=60)
+    subprocess.run(["shellcheck", str(SCRIPT)], check=True, timeout=240)
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     (tmp_path / UNIT.name).write_text(text)
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
     command = ["systemd-analyze", "verify", "--user", str(tmp_path / UNIT.name)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

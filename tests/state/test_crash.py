@@ -59,7 +59,7 @@ def run(folder: Path, fatal: int, before: int, after: int) -> tuple[int, list[li
     command = [sys.executable, "-c", CHILD, str(folder), str(fatal), str(before), str(after)]
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": paths}, check=False
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, "PYTHONPATH": paths}, check=False
     )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode, json.loads(done.stdout) if done.returncode == 0 else []

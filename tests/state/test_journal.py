@@ -145,7 +145,7 @@ def test_reopened_after_kill(tmp_path: Path) -> None:
         pytest.skip("Windows has no SIGKILL")
     paths = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-c", code, str(tmp_path / "journal.db")]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, timeout=60, check=False)
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, timeout=240, check=False)
     assert done.returncode == -signal.SIGKILL
     with Journal(tmp_path / "journal.db") as journal:
         assert [n.text for n in journal.notes()] == ["kept"]

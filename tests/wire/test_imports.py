@@ -16,7 +16,7 @@ import fedsplit.testing.loopback, fedsplit.testing.faults
 
 def run(code: str) -> None:
     paths = [path for path in sys.path if path]
-    subprocess.run([sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{code}"], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{code}"], check=True, timeout=240)
 
 
 def test_no_socket_and_no_torch() -> None:
