@@ -273,7 +273,7 @@ def _once(stay: Stay, computes: Backend, agree: Agree, emit: Emit, only_agree: b
         meta = {"base": offer.base, "reason": result.reason, "own": worker.own}
         keep_end(kept, place.offer, opened.config, result, meta)
         if wish.learning and own is not None and wish.device == "cpu":
-            learn(own, place.offer, opened.config, summary, worker.steps, emit)
+            learn(own, place.offer, opened.config, summary, worker.steps, emit, edge=computes.name == "edge")
         return Joined(place.offer, result, end.up_bytes, end.down_bytes, kept.path)
 
 

@@ -21,10 +21,18 @@ FEWEST = 3
 
 
 def learn(
-    path: Path, offer: Offer, config: Mapping[str, Any], data: DataSummary, steps: Sequence[Taken], emit: Emit
+    path: Path,
+    offer: Offer,
+    config: Mapping[str, Any],
+    data: DataSummary,
+    steps: Sequence[Taken],
+    emit: Emit,
+    *,
+    edge: bool = False,
 ) -> None:
-    """Correct the profile in ``path``; ``config``: the model's config.json.
+    """Correct the profile in ``path``; ``config``: the model's config.json; ``edge``: what computed was not torch.
 
+    A profile that was measured with the other of the two learns nothing: its program and its speed are others.
     A run has ended well: what goes wrong here is a warning, not an error.
     """
     cost = cost_of(steps)
@@ -33,6 +41,8 @@ def learn(
     run = offer.run
     try:
         kept = load(path)
+        if kept.edge != edge:
+            return
         model = card(config, run.model.task, len(run.model.labels))
         model, plan = compact(model, offer.plan)
         new = learnt(kept, model, run, plan, data, device_s=cost.device_s, peak_bytes=cost.peak_bytes)

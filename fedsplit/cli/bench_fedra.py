@@ -1,13 +1,16 @@
 """``fedsplit bench fedra``: memory and time of a step against the layers held, and against those held that train.
 
 One process a row, in turns on the same cores; peaks are the kernel's own. ``planned`` is what the planner says of the
-shallower model on this machine. A row that holds all layers and trains the upper ones only shows what freezing saves:
-time and activations, since nothing goes back below the lowest that trains, but no weights.
+shallower model on this machine, with what the program takes now: the kept profile's number may be older than what is
+installed, and past runs have corrected it. A row that holds all layers and trains the upper ones only shows what
+freezing saves: time and activations, since nothing goes back below the lowest that trains, but no weights.
 """
 
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -60,11 +63,17 @@ def rows(
         plans += [plan_of(depth, depth, some) for some in numbers("--trained", trained, depth)]
         known = card(base.config.to_dict(), task, len(run.model.labels))
         measured = _measured(folder, source, run, plans, (batch, tokens, threads), steps)
-        device = this_device()
+        device = msgspec.structs.replace(this_device(), runtime_bytes=program_bytes())
         return [
             {"model": model, "layers": depth, **one, **_planned(known, run, plan, device, threads)}
             for plan, one in zip(plans, measured, strict=True)
         ]
+
+
+def program_bytes() -> int:
+    """What a torch client takes before any weight, asked in a process of its own: this one has more in memory."""
+    ask = "from fedsplit.probe.runtime import runtime_bytes; print(runtime_bytes(torch=True))"
+    return int(subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout)
 
 
 def numbers(option: str, text: str, most: int) -> list[int]:

@@ -32,6 +32,7 @@ from fedsplit.method.settled import settled
 from fedsplit.method.travel import travels
 from fedsplit.plan.card import ModelCard, card, check_rank
 from fedsplit.plan.codec import with_codecs
+from fedsplit.plan.depth import check_kinds
 from fedsplit.plan.fleet import balanced
 from fedsplit.plan.question import Question, questions
 from fedsplit.plan.rooms import in_rooms
@@ -68,6 +69,7 @@ def plan(
     model, devices, host = inputs(run, run_file, fleet, server)
     chosen = method_of(run)
     run = settled(run, chosen)
+    check_kinds(run, model.kinds)
     for text in change or ():
         devices = what_if(devices, text)
     if explain and explain not in devices:

@@ -119,12 +119,13 @@ def print_explanation(client: ClientPlan, question: Question, console: Console |
     for fact in facts:
         console.print(Text(fact, style="dim"), soft_wrap=True)
     console.print(_sums(option.memory, option.times))
-    if cut_down(client, question):
+    chosen_layers = cut_down(client, question) and not client.absent
+    if chosen_layers:
         console.print(layers_table(client, question))
     for reason in (*client.reasons, *(offers(client, question) if question.run.plan.layers == "fit" else ())):
         console.print(Text(f"· {reason}"), soft_wrap=True)
     console.print(Text(client.exposure, style="italic"), soft_wrap=True)
-    console.print(_candidates(question, option, whole=not cut_down(client, question)))
+    console.print(_candidates(question, option, whole=not chosen_layers))
     console.print(_frontier(question, option))
 
 

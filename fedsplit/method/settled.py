@@ -63,12 +63,16 @@ def _permitted(run: RunFile, topology: Topology) -> bool:
 def _topologies(run: RunFile, method: Method | Phases, places: Sequence[Placement]) -> Iterator[Problem]:
     allowed = _allowed(places)
     words = f"{', '.join(one for one in Topology if one in allowed)} with method {method.name!r}"
+    instead = "take another method (fedsplit methods)"
+    if rule := next((one.layers.name for one in every(method) if one.layers.rooms), ""):
+        words += f", whose layers = {rule} leaves out layers that a body at the server would have to leave out, too"
+        instead = 'take method fedavg, with plan.layers = "fit" for small devices'
     if not _left(run, places) and allowed != frozenset(Topology):
-        fix = "take them out, or take another method (fedsplit methods)"
+        fix = f"take them out, or {instead}"
         yield Problem("policy.topologies", ", ".join(run.policy.topologies) or "none permitted", words, fix)
     for i, section in enumerate(run.clients):
         if section.topology and Topology(section.topology) not in allowed:
-            fix = "remove it, or take another method (fedsplit methods)"
+            fix = f"remove it, or {instead}"
             yield Problem(f"clients[{i}].topology", found(section.topology), f"one of {words}", fix)
 
 

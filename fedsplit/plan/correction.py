@@ -3,7 +3,8 @@
 Time: seconds a step of the device's own computing, measured / predicted from the uncorrected profile. Memory: what the
 process took beyond the plan's other terms / ``runtime_bytes``, the one term that is the machine's and not the model's.
 Each factor moves half way (in its logarithm) to what was seen, so one run on a busy machine does not spoil it, and
-stays between 1/4 and 4.
+stays between 1/4 and 4. What was imported stays in memory, so that the second one falls no lower than
+``PROGRAM_LEAST``: where a process took less, other terms were too high, and plans of other models must not count on it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from fedsplit.plan.work import DataLike, as_planned, work_of
 
 WEIGHT = 0.5
 """Of the newest run."""
+
+PROGRAM_LEAST = 0.8
+"""Of ``runtime_bytes``: a program does not shrink by more."""
 
 
 def smoothed(before: float, seen: float) -> float:
@@ -55,5 +59,5 @@ def learnt(
         time = smoothed(time, device_s / predicted_s)
     if peak_bytes and base.runtime_bytes:
         rest = client_memory(work, plan.topology, plan.cut).with_holes(work, base).total - base.runtime_bytes
-        memory = smoothed(memory, max(1, peak_bytes - rest) / base.runtime_bytes)
+        memory = max(PROGRAM_LEAST, smoothed(memory, max(1, peak_bytes - rest) / base.runtime_bytes))
     return structs.replace(profile, time_factor=float(f"{time:.3g}"), memory_factor=float(f"{memory:.3g}"))

@@ -1,11 +1,11 @@
-"""Keys of a run file that rest on how many layers the model has: checked once the model is known, all at once."""
+"""Keys of a run file that rest on the model's layers: checked once the model is known, all at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from fedsplit.config.run import ClientSection, RunFile
-from fedsplit.errors import PlanError, Problem
+from fedsplit.errors import ConfigError, PlanError, Problem
 
 
 def check_depth(run: RunFile, num_layers: int) -> None:
@@ -17,6 +17,15 @@ def check_depth(run: RunFile, num_layers: int) -> None:
         lines = "".join(f"\n  {problem}" for problem in problems)
         has = f"{num_layers} layers" if num_layers > 1 else "1 layer"
         raise PlanError(f"the model has {has} (binding: policy):{lines}")
+
+
+def check_kinds(run: RunFile, kinds: Collection[str]) -> None:
+    """Raises ConfigError where the method leaves layers out (``plan.layers = "rooms"``) of a model that has several
+    ``kinds`` of them."""
+    if run.plan.layers == "rooms" and len(kinds) > 1:
+        fix = "take another method (fedsplit methods), or another model"
+        found = f"a model whose layers are {' and '.join(sorted(kinds))} with method {run.method.name!r}"
+        raise ConfigError([Problem("model.path", found, "layers of one kind, which can be left out", fix)])
 
 
 def _front(run: RunFile, num_layers: int) -> Iterator[Problem]:

@@ -65,7 +65,17 @@ def _llama_like(config: Config, task: str, labels: int) -> ModelCard:
         layer_params=params, embedding_params=V * D, embedding_macs=0, norm_params=D, head_params=own, head_macs=macs,
         kept=Kept(ffn=3, norms=norms, upcast=True, qk_norm=qk_norm, capped=family == "gemma2"),
         attention_dropout=float(config.get("attention_dropout") or 0), stored_bits=_stored_bits(config),
+        kinds=_kinds(config),
     )  # fmt: skip
+
+
+def _kinds(config: Config) -> tuple[str, ...]:
+    """Gemma's layers take turns where the config does not say: every second, or sixth, layer sees all tokens."""
+    count, every = config["num_hidden_layers"], {"gemma2": 2, "gemma3_text": 6}.get(config["model_type"], 1)
+    every = int(config.get("sliding_window_pattern") or every)
+    turns = ["full_attention" if (layer + 1) % every == 0 else "sliding_attention" for layer in range(count)]
+    found = sorted(set(config.get("layer_types") or turns))
+    return tuple(found) if len(found) > 1 else ()
 
 
 def _gpt2(config: Config, task: str, labels: int) -> ModelCard:

@@ -80,6 +80,8 @@ class ModelCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
     stored_bits: int = 32
+    kinds: tuple[str, ...] = ()
+    """How layers attend, where not all of them attend alike; empty: they do."""
 
     @property
     def attention_width(self) -> int:

@@ -113,7 +113,7 @@ def candidates(
         refused = [refusal(topology, cut, policy, allowed) for cut in cuts_here]
         usable = [(topology, cut) for cut, why in zip(cuts_here, refused, strict=True) if not why]
         chosen.extend(usable)
-        if not cuts_here and not (fixed and fixed.cut):
+        if not cuts_here and not (fixed and fixed.cut) and (not policy.topologies or topology in policy.topologies):
             reasons[f"{topology} needs a model of at least 2 layers"] = None
         if not usable:
             reasons.update(dict.fromkeys(refused))

@@ -11,14 +11,19 @@ from dataclasses import replace
 
 from msgspec import structs
 
+from fedsplit.devices.units import size
 from fedsplit.errors import PlanError
 from fedsplit.plan.memory import disk_bytes
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.prices import anything_fits
-from fedsplit.plan.question import Question
+from fedsplit.plan.question import Question, step_of
+from fedsplit.plan.refuse import without_plan
 from fedsplit.plan.solve import planned, sealed
-from fedsplit.plan.types import ABSENT, ClientPlan, Cut, LayerPlan, Plan
+from fedsplit.plan.types import ABSENT, ClientPlan, Cut, Estimate, LayerPlan, Plan
 from fedsplit.plan.work import work_of
+
+LISTED = 12
+"""Clients whose rooms are named one by one."""
 
 
 def compact(card: ModelCard, plan: ClientPlan) -> tuple[ModelCard, ClientPlan]:
@@ -33,9 +38,12 @@ def compact(card: ModelCard, plan: ClientPlan) -> tuple[ModelCard, ClientPlan]:
 def in_rooms(asked: Mapping[str, Question], *, round: int = 0) -> tuple[Plan, Mapping[str, Question]]:
     """(plans of devices that each hold as many layers as fit, the questions about models of so many layers).
 
-    Which layers is not decided here: a plan has the lowest ones. Its disk is that of the whole model: over the rounds a
-    device fetches every layer. Raises PlanError where not even one layer fits.
+    Which layers is not decided here: it is drawn every round, and a plan has the lowest ones in their stead. Its disk
+    is that of the whole model: over the rounds a device fetches every layer. Raises PlanError where not even one fits.
     """
+    lost = [name for name, question in asked.items() if not step_of(question)[0]]
+    if lost:  # whatever the depth: said of the whole model, since a shallower one has other cuts
+        raise PlanError(without_plan({name: asked[name] for name in lost}, lost, len(asked)))
     final = {name: _roomy(question) for name, question in asked.items()}
     plans, notes = [], dict[str, None]()
     for name, question in final.items():
@@ -47,13 +55,19 @@ def in_rooms(asked: Mapping[str, Question], *, round: int = 0) -> tuple[Plan, Ma
         plans.append(_whole(one.clients[0], asked[name]))
     rooms = {plan.client: sum(layer.place == "client" for layer in plan.layers) for plan in plans}
     layers = next(iter(asked.values())).card.num_layers
-    said = (
-        f"rooms: {', '.join(f'{name} {room}' for name, room in rooms.items())} of {layers} layers, others every round"
-    )
-    if sum(rooms.values()) < layers:
-        said += f"; together {sum(rooms.values())}: some layers are not trained in a round"
     seed = next(iter(asked.values())).run.run.seed
-    return sealed(Plan(round=round, clients=tuple(plans), seed=seed, reasons=(said, *notes))), final
+    return sealed(Plan(round=round, clients=tuple(plans), seed=seed, reasons=(_said(rooms, layers), *notes))), final
+
+
+def _said(rooms: Mapping[str, int], layers: int) -> str:
+    """Who has how much room, and how often that trains a layer."""
+    some = [f"{name} {'all' if room == layers else f'any {room}'}" for name, room in rooms.items()]
+    total, few = sum(rooms.values()), len(rooms) <= LISTED
+    names = ", ".join(some) if few else f"any {min(rooms.values())} to {max(rooms.values())} a client"
+    line = f"layers held of {layers}: {names}; which ones is drawn every round"
+    if total < layers:
+        return f"{line}; all rooms together are {total}, so that {layers - total} layers are not trained in a round"
+    return f"{line}; in a round {total / layers:.3g} of {len(rooms)} clients train a layer on average, and at least one"
 
 
 def _roomy(question: Question) -> Question:
@@ -88,8 +102,17 @@ def _whole(plan: ClientPlan, question: Question) -> ClientPlan:
     if estimate is not None:
         disk = disk_bytes(work_of(question.card, question.run), plan.topology, cut)
         estimate = structs.replace(estimate, disk_bytes=disk)
+    reasons = plan.reasons if len(plan.layers) == layers else (*plan.reasons, _drawn(plan, layers, estimate))
     absent = (
         LayerPlan(layer=layer, place=ABSENT, trains=False, rank=first.rank, bits=first.bits)
         for layer in range(len(plan.layers), layers)
     )
-    return structs.replace(plan, layers=(*plan.layers, *absent), cut=cut, estimate=estimate)
+    return structs.replace(plan, layers=(*plan.layers, *absent), cut=cut, estimate=estimate, reasons=reasons)
+
+
+def _drawn(plan: ClientPlan, layers: int, estimate: Estimate | None) -> str:
+    line = f"any {len(plan.layers)} of {layers} layers, drawn anew every round; all are of one kind"
+    if estimate is None:
+        return line
+    peak, disk = size(estimate.memory_bytes), size(estimate.disk_bytes)
+    return f"{line}, so that it peaks at {peak} whichever they are; it fetches what is missing, all {disk} in the end"

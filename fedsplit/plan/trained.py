@@ -14,11 +14,15 @@ from fedsplit.plan.knapsack import Segment
 from fedsplit.plan.options import ORDER
 from fedsplit.plan.question import Question, step_as_planned
 from fedsplit.plan.selection import own_layers, segment_of
-from fedsplit.plan.types import ClientPlan, LayerPlan
+from fedsplit.plan.types import ABSENT, ClientPlan, LayerPlan
 
 
 def trained(layers: Sequence[LayerPlan]) -> str:
-    """``all 16 · r 8``, ``8–15 of 16 · r 8``, ``0 r 2, 8–15 r 8 of 16``, ``none of 16``."""
+    """``all 16 · r 8``, ``8–15 of 16 · r 8``, ``0 r 2, 8–15 r 8 of 16``, ``none of 16``; ``any 3 of 16 · r 8`` where
+    layers are left out: which ones is drawn every round."""
+    drawn = [layer.rank for layer in layers if layer.place != ABSENT]
+    if len(drawn) < len(layers):
+        return f"any {len(drawn)} of {len(layers)} · r {max(drawn, default=0)}"
     ranks = [layer.rank if layer.trains else 0 for layer in layers]
     used = sorted(set(ranks) - {0})
     if not used:

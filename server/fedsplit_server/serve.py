@@ -21,7 +21,7 @@ from fedsplit.method.of_run import mixes_ranks
 from fedsplit.method.record import GlobalState, Method, Phases
 from fedsplit.method.settled import settled
 from fedsplit.method.stored import weights_digest
-from fedsplit.plan.depth import check_depth
+from fedsplit.plan.depth import check_depth, check_kinds
 from fedsplit.probe.measure import this_device
 from fedsplit.split.base import Base, open_base
 from fedsplit.split.engine import Engine
@@ -163,11 +163,7 @@ def _check_model(run: RunFile, base: Base) -> None:
     if run.model.head == "local" and run.policy.shares_labels:
         fix = "set policy.shares_labels = false: in topology v the head is at the server"
         raise ConfigError([Problem("model.head", '"local"', "a head on every device", fix)])
-    kinds = sorted(set(getattr(base.config, "layer_types", None) or ()))
-    if run.plan.layers == "rooms" and len(kinds) > 1:
-        fix = "take another method (fedsplit methods), or another model"
-        found = f"a model whose layers are {' and '.join(kinds)} with method {run.method.name!r}"
-        raise ConfigError([Problem("model.path", found, "layers of one kind, which can be left out", fix)])
+    check_kinds(run, set(getattr(base.config, "layer_types", None) or ()))
     positions = getattr(base.config, "max_position_embeddings", None)
     if positions is None or run.model.task == "image-classification":
         return

@@ -13,7 +13,7 @@ from fedsplit.devices.load import load, save
 from fedsplit.errors import ConfigError
 from fedsplit.events import Event, Note
 from fedsplit.plan.card import card
-from fedsplit.plan.correction import learnt, smoothed
+from fedsplit.plan.correction import PROGRAM_LEAST, learnt, smoothed
 from fedsplit.plan.model import ModelCard
 from fedsplit.plan.solve import solve
 from fedsplit.plan.types import ClientPlan
@@ -82,6 +82,24 @@ def test_a_client_corrects_its_kept_profile(tmp_path: Path, monkeypatch: pytest.
     assert own().flops["float32"] == pytest.approx(LAPTOP.flops["float32"] / load(path).time_factor)
     assert own().time_factor == 1.0
     assert [isinstance(event, Note) and event.text.startswith("learnt for the next plan") for event in said] == [True]
+
+
+def test_a_profile_learns_from_the_program_that_it_was_measured_with(tmp_path: Path) -> None:
+    """A device that computed without torch took a quarter of torch's memory: that says nothing of torch."""
+    path, plan = save(LAPTOP, tmp_path / "own.toml"), plan_of(LAPTOP)
+    offer = Offer(run=RUN, plan=plan, base="", assets=(), round=0)
+    data = DataSummary(train_examples=8, tokens_mean=0.0, tokens_max=0)
+    step = Taken(seconds=9.0, own_s=4.0, up_bytes=0, down_bytes=0)
+    learn(path, offer, BASE.config.to_dict(), data, [step] * 3, lambda event: None, edge=True)
+    assert load(path) == LAPTOP
+
+
+def test_a_program_does_not_shrink() -> None:
+    """A plan whose other terms were too high must not make the next model's plan too low."""
+    profile, plan = LAPTOP, plan_of(LAPTOP)
+    for _ in range(9):
+        profile = learnt(profile, model(), RUN, plan, None, device_s=0.0, peak_bytes=1)
+    assert profile.memory_factor == PROGRAM_LEAST
 
 
 def test_an_impossible_factor_is_said(tmp_path: Path) -> None:

@@ -46,6 +46,16 @@ def test_counts_equal_the_real_model(name: str, task: str) -> None:
     assert len(layers) == found.num_layers
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "causal-lm" in tasks_of(name)])
+def test_kinds_of_layers_are_those_of_the_real_config(name: str) -> None:
+    values = config_of(name, **{"n_layer" if name.startswith("gpt2") else "num_hidden_layers": 7})
+    found = set(card(values).kinds)
+    config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+    really = set(getattr(config, "layer_types", None) or ())
+    assert found == (really if len(really) > 1 else set())
+    assert bool(found) == name.startswith(("gemma2", "gemma3"))
+
+
 def test_every_family_that_can_be_split_can_be_planned() -> None:
     split = pytest.importorskip("fedsplit.split.families", reason="needs peft")
     assert set(FAMILIES) == set(split.MODEL_TYPES)

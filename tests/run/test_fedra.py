@@ -171,6 +171,12 @@ def test_what_the_method_decides_is_not_decided_twice() -> None:
             run_of(**settings)
 
 
+def test_a_device_that_insists_on_a_part_of_the_model_is_told(devices: Mapping[str, DeviceProfile]) -> None:
+    planning = Planning(run_of(), base_of("pydoc-llama"))
+    with pytest.raises(PlanError, match=r"policy\.topologies leaves only local"):
+        planning("a", devices["a"], DataSummary(train_examples=1), "u")
+
+
 # ---- real processes --------------------------------------------------------------------------------------------------
 
 
