@@ -128,7 +128,7 @@ def _versions(before: Manifest) -> Iterator[str]:
 def _refuse_changed(before: Manifest, clients: SimulatedClients) -> None:
     """:raises ConfigError: files that the run was made from are gone or others; all of them at once."""
     known = {f"clients.{name}.data": (one.data, one.sha256) for name, one in clients.clients.items()}
-    known["server_data.path"] = (before.run_file.server_data.path, before.files.get("server_data", ""))
+    known |= {what: (_path_of(what, before.run_file), expected) for what, expected in before.files.items()}
     problems = []
     for where, (path, expected) in known.items():
         if not (path and expected):
@@ -136,9 +136,17 @@ def _refuse_changed(before: Manifest, clients: SimulatedClients) -> None:
         found = digest(Path(path)) if Path(path).exists() else ""
         if found != expected:
             seen = f"{path} with other content" if found else f"no {path}"
-            problems.append(Problem(where, seen, f"the data of the run (SHA-256 {expected[:12]}…)"))
+            problems.append(Problem(where, seen, f"the file of the run (SHA-256 {expected[:12]}…)"))
     if problems:
         raise ConfigError(problems)
+
+
+def _path_of(what: str, run: RunFile) -> str:
+    """The file that an entry of the manifest's ``files`` is about."""
+    if what == "server_data":
+        return run.server_data.path
+    name = what.removeprefix("method ")
+    return name.rpartition(":")[0] if ".py:" in name else name
 
 
 def _unequal(before: Manifest, after: Manifest, changed: list[str]) -> str:

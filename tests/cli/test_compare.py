@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +140,26 @@ def test_without_matplotlib_it_says_how_to_install_it(
     said = capsys.readouterr().err
     assert "fedsplit[plot]" in said
     assert "--no-plot" in said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without asking")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_one_says_what_is_kept(
+    write: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+) -> None:
+    monkeypatch.setattr("fedsplit.cli.compare.run_processes", lambda *_, **__: signal.raise_signal(number))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        command(["compare", str(write("first")), "--seeds", "2", "--no-plot", "--out", str(tmp_path / "out")])
+    assert end.value.code == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert "0 of 2 runs are finished and kept" in said
+    assert "the same command goes on" in said
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_differences_are_taken_within_a_seed() -> None:

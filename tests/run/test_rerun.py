@@ -17,6 +17,7 @@ from fedsplit.events import Event, Note
 from fedsplit.state import manifest
 from tests.run.conftest import Rows, run_file
 from tests.run.party import written
+from tests.run.test_own_method import docs_example
 from tests.run.threads import run_threads
 
 MakeRows = Callable[[str], dict[str, Rows]]
@@ -24,14 +25,14 @@ MakeRows = Callable[[str], dict[str, Rows]]
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, rows: MakeRows) -> Path:
-    """A finished run directory; the operator has validation rows of its own."""
+    """A finished run directory; the operator has validation rows and a method in a file."""
     folder = tmp_path_factory.mktemp("done")
     data = {name: written(folder / f"secret-{name}.jsonl", own) for name, own in rows("abc").items()}
     clients = {
         "a": f'topology = "u"\ncut = [1, 3]\ndata = "{data["a"].as_posix()}"',
         "b": f'topology = "local"\ndata = "{data["b"].as_posix()}"',
     }
-    settings = {"method__name": "flora", "server_data__path": data["c"].as_posix(), "evaluate__every": 1}
+    settings = {"method__name": docs_example(folder), "server_data__path": data["c"].as_posix(), "evaluate__every": 1}
     (folder / "run.toml").write_text(run_file(clients, run__dir="run", **settings), "utf-8")
     run_threads(folder / "run.toml")
     return folder / "run"
@@ -105,8 +106,14 @@ def test_what_cannot_be_repeated_is_refused(done: Path, tmp_path: Path) -> None:
     simulated = copy / manifest.SIMULATED
     text = simulated.read_text("utf-8")
     simulated.write_text(text.replace(manifest.read_simulated(done).clients["b"].sha256, "1" * 64), "utf-8")
-    with pytest.raises(ConfigError, match=r"clients\.b\.data: found .* with other content"):
+    own = manifest.read(done).files
+    described = (copy / manifest.MANIFEST).read_text("utf-8")
+    for sha256 in own.values():
+        described = described.replace(sha256, "2" * 64)
+    (copy / manifest.MANIFEST).write_text(described, "utf-8")
+    with pytest.raises(ConfigError, match=r"clients\.b\.data: found .* with other content") as error:
         repeat(copy, tmp_path / "again")
+    assert len(error.value.problems) == 3, "the client's rows, the operator's, and the method"
     simulated.unlink()
     with pytest.raises(ConfigError, match="devices brought their own data"):
         repeat(copy, tmp_path / "again")
