@@ -41,7 +41,7 @@ def rows(
     rates: str = "0.004,0.008",
     rounds: int = 0,
     steps: int = 0,
-    stretch: float = 4.0,
+    stretch: float = 10.0,
     whole: str = "",
     finished: bool = False,
     plot: Path = Path(),

@@ -81,7 +81,14 @@ class Clocks:
     """Emulated runs, one file each; what is there is not run again. ``only_finished``: never run, None instead."""
 
     def __init__(
-        self, fleet: Fleet, rows: Rows, folder: Path, scale: Scale, *, stretch: float = 4.0, only_finished: bool = False
+        self,
+        fleet: Fleet,
+        rows: Rows,
+        folder: Path,
+        scale: Scale,
+        *,
+        stretch: float = 10.0,
+        only_finished: bool = False,
     ) -> None:
         self._fleet, self._rows, self._folder, self._stretch = fleet, rows, folder, stretch
         self._scale, self._only_finished = scale, only_finished
@@ -91,7 +98,7 @@ class Clocks:
     ) -> Clock | None:
         """A way's run of so many rounds. ``closed``: told after each of them where the run's checkpoints are; for
         that it is run again."""
-        path = self._folder / "clock" / f"{way.name}-{rounds}.json"
+        path = self._folder / "clock" / f"{way.name}-{rounds}-stretch-{self._stretch:g}.json"
         made_at = {"scale": asdict(replace(self._scale, model="")), "about": way.plans}
         found: Clock = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         if closed is None and {key: found.get(key) for key in made_at} == made_at:
@@ -182,9 +189,11 @@ def draws_layers(run: RunFile) -> bool:
 def with_torch(device: DeviceProfile) -> DeviceProfile:
     """The device with as much more memory as torch takes than what it computes with."""
     more = max(0, TORCH_BYTES - device.runtime_bytes)
+    room = ceil(more / SAFETY)
     return structs.replace(
         device,
-        free_memory_bytes=device.free_memory_bytes + ceil(more / SAFETY),
+        memory_bytes=device.memory_bytes + room,
+        free_memory_bytes=device.free_memory_bytes + room,
         runtime_bytes=device.runtime_bytes + more,
     )
 

@@ -13,13 +13,13 @@ import queue
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import structs
 
@@ -94,6 +94,13 @@ class Rows:
         return target
 
 
+class Kept(NamedTuple):
+    """The global state after a round, and what clients have beside it, if they have something."""
+
+    state: Checkpoint
+    own: tuple[Checkpoint, ...] = ()
+
+
 class Learning:
     """Curves, learned where they are not there yet. ``only_finished``: never learn, None instead."""
 
@@ -148,14 +155,16 @@ class Learning:
             run = run_of(way, self._scale, seed=seed, rate=rate, data=rows)
             run = structs.replace(run, run=structs.replace(run.run, dir=str(folder / "run")))
             saved = folder / "run" / "checkpoints"
+            devices = {one.name: self._fleet.devices[one.name] for one in way.clients}
 
             def emit(event: Event) -> None:
                 if isinstance(event, RoundClosed):
                     keep(saved, states)
+                    keep_own(folder, devices, states)
 
-            devices = {one.name: self._fleet.devices[one.name] for one in way.clients}
             in_threads(run, devices, rows, folder, emit)
             keep(saved, states)
+            keep_own(folder, devices, states)
         return {"validation": [self._marks.validation(state) for state in states_of(states)]}
 
     def _tested(self, name: str) -> list[float]:
@@ -221,14 +230,24 @@ def keep(saved: Path, states: Path) -> None:
     for round in checkpoints.rounds(saved):
         target = states / f"{round:04d}"
         if round and not target.exists():
+            states.mkdir(parents=True, exist_ok=True)
             shutil.copytree(saved / target.name, target, copy_function=os.link)
 
 
-def states_of(folder: Path) -> Iterator[Checkpoint]:
+def keep_own(folder: Path, clients: Iterable[str], states: Path) -> None:
+    """So does what each client has for itself, where the method leaves it something."""
+    for client in clients:
+        for run in {path.parents[1] for path in (folder / client).glob("**/manifest.json")}:
+            keep(run, states / "own" / client)
+
+
+def states_of(folder: Path) -> Iterator[Kept]:
+    """The states of all rounds, with what clients had for themselves."""
     for round in checkpoints.rounds(folder):
-        kept = checkpoints.load(folder, round, exact=True)
-        assert kept is not None
-        yield kept
+        state = checkpoints.load(folder, round, exact=True)
+        assert state is not None
+        own = [checkpoints.load(path, round) for path in sorted((folder / "own").glob("*"))]
+        yield Kept(state, tuple(one for one in own if one is not None))
 
 
 def _write(path: Path, found: Curve) -> None:

@@ -3,15 +3,20 @@ or all rows in one place are what is asked for."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from msgspec import structs
 
+from fedsplit.cli.bench_fleet_learning import Kept
 from fedsplit.cli.bench_fleet_ways import Scale, plain_run
 from fedsplit.config.run import RunFile
 from fedsplit.exchange.rate import learning_rate
 from fedsplit.exchange.step import At, local_step
+from fedsplit.lora.adapter import Adapter, unflatten
 from fedsplit.method.record import GlobalState
 from fedsplit.split.base import open_base
 from fedsplit.state.checkpoints import Checkpoint
@@ -31,11 +36,11 @@ class Marks:
         self._validation, self._test = (Exam(self._run, self._base, path) for path in (validation, test))
         self._part = self._validation.part
 
-    def validation(self, kept: Checkpoint) -> float:
-        return self._validation.of(state_of(kept))["accuracy"]
+    def validation(self, kept: Kept) -> float:
+        return accuracy(self._validation, kept)
 
-    def test(self, kept: Checkpoint) -> float:
-        return self._test.of(state_of(kept))["accuracy"]
+    def test(self, kept: Kept) -> float:
+        return accuracy(self._test, kept)
 
     def now(self) -> float:
         """Of the model as it was trained here, on the validation rows."""
@@ -62,3 +67,22 @@ class Marks:
             )  # fmt: skip
             local_step(self._part, batches, learning_rate(run.train, step, total), at, run.run.seed)
             yield step + 1
+
+
+class Marking(Protocol):
+    """Something that measures a state; an ``Exam`` does."""
+
+    def of(self, state: GlobalState) -> dict[str, float]: ...
+
+
+def accuracy(exam: Marking, kept: Kept) -> float:
+    """Of the global model; where clients have layers of their own, the mean of their models'."""
+    state = state_of(kept.state)
+    models = [replace(state, adapter={**state.adapter, **own}) for own in map(_layers, kept.own) if own]
+    return statistics.mean(exam.of(model)["accuracy"] for model in models or [state])
+
+
+def _layers(own: Checkpoint) -> Adapter:
+    """The factors among what a client has for itself."""
+    names = own.meta.get("own", own.arrays)
+    return unflatten({name: own.arrays[name] for name in names if not name.startswith(("head/", "fisher/"))})[0]

@@ -8,17 +8,25 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedsplit.cli.bench_fleet import Result, best, reached, rows
-from fedsplit.cli.bench_fleet_clock import Heard, own_profile, seconds
-from fedsplit.cli.bench_fleet_learning import Learning, Rows
+from fedsplit.cli.bench_fleet_clock import Heard, own_profile, seconds, with_torch
+from fedsplit.cli.bench_fleet_learning import Learning, Rows, keep_own, states_of
+from fedsplit.cli.bench_fleet_marks import accuracy
 from fedsplit.cli.bench_fleet_plot import Line, draw
 from fedsplit.cli.bench_fleet_ways import Scale, Way, alone, holds_all, run_of, slowest, ways
 from fedsplit.config.load import dumps, loads
 from fedsplit.devices.fleet import load_fleet
+from fedsplit.devices.load import load, save
 from fedsplit.errors import ConfigError, DataError
 from fedsplit.events import RoundClosed, RoundCost
+from fedsplit.lora.adapter import ModuleKey, flatten
+from fedsplit.method.record import GlobalState
+from fedsplit.state import checkpoints
+from fedsplit.testing import rounds
+from fedsplit.train.kept import pack
 
 HOME = load_fleet("home")
 SCALE = Scale()
@@ -101,12 +109,21 @@ def test_without_measured_seconds_the_plans_count() -> None:
 def test_a_rounds_seconds_are_those_between_ends_without_the_first() -> None:
     now = iter([10.0, 30.0, 34.0, 39.0])
     heard = Heard(clock=lambda: next(now))
-    for round in range(4):
-        heard(RoundCost(client="a", round=round, step_s=0.5, device_s=0.4, peak_bytes=10 - round))
-        heard(RoundClosed(round=round, arrived=("a",), late=(), seconds=1.0, committed=True))
+    for number in range(4):
+        heard(RoundCost(client="a", round=number, step_s=0.5, device_s=0.4, peak_bytes=10 - number))
+        heard(RoundClosed(round=number, arrived=("a",), late=(), seconds=1.0, committed=True))
     assert heard.closed == [20.0, 4.0, 5.0]
     assert seconds({"closed": heard.closed}) == 4.5
     assert (heard.steps["a"], heard.peaks["a"]) == ([0.5] * 4, 10)
+
+
+def test_memory_for_torch_is_added_to_what_the_device_has(tmp_path: Path) -> None:
+    small = HOME.devices["zero-hallway"]
+    more = with_torch(small)
+    assert more.budget_bytes - more.runtime_bytes == pytest.approx(small.budget_bytes - small.runtime_bytes, abs=2)
+    assert more.runtime_bytes == 400_000_000
+    assert load(save(more, tmp_path / "more.toml")) == more
+    assert with_torch(HOME.devices["laptop"]) == HOME.devices["laptop"]
 
 
 def test_this_machines_own_profile_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +156,34 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = draw([Line("a", 2.0, [[0.1, 0.5], [0.2, 0.6, 0.7]]), Line("b", 3.0, [[0.4]])], 0.85, tmp_path / "x.svg")
     assert "a (2 seeds)" in path.read_text("utf-8") or path.stat().st_size > 10_000
+
+
+class Marked:
+    """An exam whose mark is the sum of one module's A."""
+
+    def __init__(self, key: ModuleKey) -> None:
+        self._key = key
+
+    def of(self, state: GlobalState) -> dict[str, float]:
+        return {"accuracy": float(np.asarray(state.adapter[self._key].A_RN).sum())}
+
+
+def test_layers_that_stay_on_clients_are_measured_with_each_and_averaged(tmp_path: Path) -> None:
+    state, key = rounds.start(), ModuleKey(1, "mlp.up")
+    arrays, counters = pack(state, {})
+    checkpoints.save(tmp_path / "states", 1, arrays, {"state": counters})
+    exam = Marked(key)
+    (alone,) = states_of(tmp_path / "states")
+    assert accuracy(exam, alone) == exam.of(state)["accuracy"]
+    marks = []
+    for seed, client in enumerate(("a", "b")):
+        own = {key: rounds.factors(seed + 5, key)}
+        marks.append(float(own[key].A_RN.sum()))
+        folder = tmp_path / "devices" / client / "runs" / "one"
+        checkpoints.save(folder, 1, {**flatten(own), "fisher/x": np.ones(2), "head/y": np.ones(3)})
+    keep_own(tmp_path / "devices", ("a", "b", "c"), tmp_path / "states")
+    (kept,) = states_of(tmp_path / "states")
+    assert accuracy(exam, kept) == pytest.approx(sum(marks) / 2)
 
 
 def write_news(folder: Path, rows_each: int) -> Path:
