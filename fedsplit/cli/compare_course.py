@@ -187,7 +187,9 @@ class Course:
             try:
                 test = self.examiner.of(one.folder)
             except ConfigError as error:
-                self._notes[f"{one.candidate.variant.name} is not measured on the test file: {error}"] = None
+                self._notes[f"{key[0]} is not measured on the test file ({_why(error)}): compare it without --test"] = (
+                    None
+                )
                 return
         self._runs[key] = replace(run, test=test, test_sha256=self.examiner.sha256)
         self._keep()
@@ -201,3 +203,11 @@ class Course:
         found = self.comparison()
         write(self.job.out, found, {"variants": summaries(found), "pairs": pairs(found)})
         self.seen(found)
+
+
+def _why(error: ConfigError) -> str:
+    """Why a run has no one model, the same for every seed of a variant."""
+    if not error.problems:
+        return str(error)
+    [first, *_] = error.problems
+    return "every group has an adapter of its own" if first.path == "--group" else first.found

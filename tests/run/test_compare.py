@@ -7,7 +7,7 @@ import io
 import json
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from fedsplit.cli.compare_record import CSV, JSON, Comparison, read
 from fedsplit.cli.compare_table import print_comparison
 from fedsplit.cli.compare_variants import candidates
 from fedsplit.cli.main import run as command
-from fedsplit.errors import ConfigError, DataError, LinkError
+from fedsplit.errors import ConfigError, DataError, LinkError, Problem
 from fedsplit.events import Emit, silent
 from fedsplit.state.manifest import finished
 from tests.run.conftest import Rows, run_file
@@ -183,6 +183,24 @@ def test_settings_are_chosen_by_validation_and_only_winners_are_tested(files: Fi
     assert again.go().runs == found.runs
     with pytest.raises(DataError, match="no such file"):
         FileExam(tmp_path / "nothing.jsonl", [some[0].run])
+
+
+def test_a_run_without_one_model_is_not_measured_and_the_reason_is_said_once(files: Files, done: Done) -> None:
+    job = replace(done.job, test=str(files["test"]))
+    found = course(job, Counting(), Personal()).go()  # type: ignore[arg-type]
+    expected = "slow is not measured on the test file (half an adapter): compare it without --test"
+    assert [note for note in found.notes if note.startswith("slow")] == [expected]
+    assert "– " in shown(found, 130)
+    course(done.job, Counting()).go()  # as others find it
+
+
+class Personal:
+    """An examiner who finds no model."""
+
+    sha256 = "0"
+
+    def of(self, folder: Path) -> dict[str, float | None]:
+        raise ConfigError([Problem(str(folder), "half an adapter", "a whole one")])
 
 
 @dataclass
