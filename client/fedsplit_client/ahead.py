@@ -10,7 +10,6 @@ from pathlib import Path
 
 from fedsplit.config.run import RunFile
 from fedsplit.data.batches import split
-from fedsplit.data.rows import read
 from fedsplit.exchange.feed import Feed
 from fedsplit.plan.traffic import Known
 from fedsplit_client.backend import Backend, Opened
@@ -35,6 +34,8 @@ def look_ahead(
     """
     opened = backend.here(offer, model)
     if opened is None:
+        from fedsplit.data.rows import read
+
         rows = sum(1 for _ in read(data, run.data, run.model.task, run.model.labels))
         held_out = len(split(rows, run.data.eval_fraction, run.run.seed)[1])
         fetch = backend.to_fetch(offer, folder)

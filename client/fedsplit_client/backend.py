@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, get_args
 from fedsplit.config.run import RunFile
 from fedsplit.errors import ConfigError, MissingExtra, Problem
 from fedsplit.events import Emit
-from fedsplit.exchange.feed import Reading
+from fedsplit.exchange.feed import Feed, Reading
 from fedsplit.exchange.part import Part
 from fedsplit.plan.types import ClientPlan
 from fedsplit_client.dealer import Dealer
@@ -34,6 +34,10 @@ class Opened(Protocol):
 
     def reading(self, run: RunFile) -> Reading:
         """How the model wants its rows. Raises ConfigError and DataError where its files do not say."""
+        ...
+
+    def feed(self, data: str, run: RunFile, name: str) -> Feed:
+        """The rows of ``data`` as the model wants them. Raises as ``Feed.open`` and ``reading``."""
         ...
 
 

@@ -18,15 +18,17 @@ from fedsplit.edge.follow import dropped
 from fedsplit.edge.manifest import FILE
 from fedsplit.errors import ConfigError, DataError, Problem
 from fedsplit.events import Emit, Note
-from fedsplit.exchange.feed import Reading
+from fedsplit.exchange.feed import Feed, Reading
 from fedsplit.plan.card import card
 from fedsplit.plan.types import ClientPlan
 from fedsplit.state.personal import model_name
 from fedsplit.wire.messages import Asset
+from fedsplit_client import fresh
 from fedsplit_client.backend import Name
 from fedsplit_client.computing import OWNERS
 from fedsplit_client.dealer import Dealer
 from fedsplit_client.download import fetch_all, missing_bytes
+from fedsplit_client.encoding import encoded
 from fedsplit_client.session import Offer
 
 
@@ -56,6 +58,13 @@ class EdgeModel:
             return Reading(load_tokenizer(self._folder))
         tokens = card(self.config, run.model.task, len(run.model.labels)).tokens
         return Reading(preparation=preparation(self._folder), image_tokens=tokens)
+
+    def feed(self, data: str, run: RunFile, name: str) -> Feed:
+        """Texts are read in a process of their own, where one can be started."""
+        if run.model.task == "image-classification" or not fresh.possible():
+            return Feed.open(data, run, self.reading(run), name)
+        dataset, pad = encoded(data, run, self._folder)
+        return Feed(dataset, run, Reading(pad=pad), name)
 
 
 class EdgeBackend:

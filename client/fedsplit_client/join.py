@@ -15,7 +15,6 @@ from msgspec.structs import replace
 from safetensors.numpy import save_file
 
 from fedsplit.config.run import RunFile
-from fedsplit.devices.find import own_path
 from fedsplit.devices.limits import Limits
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import DataError, FedsplitError, Refused
@@ -26,7 +25,6 @@ from fedsplit.lora.adapter import flatten
 from fedsplit.plan.consent import objection
 from fedsplit.plan.traffic import round_up_bytes
 from fedsplit.plan.types import ClientPlan
-from fedsplit.probe.measure import this_device
 from fedsplit.state.durable import make_private
 from fedsplit.state.lock import FolderLock
 from fedsplit.state.personal import ClientRun, Personal, model_name
@@ -35,15 +33,13 @@ from fedsplit.wire.keyfile import KeyPair
 from fedsplit.wire.link import JoinLink
 from fedsplit.wire.messages import Bye, DataSummary
 from fedsplit_client import door
-from fedsplit_client.ahead import look_ahead
+from fedsplit_client.ahead import Ahead, look_ahead
 from fedsplit_client.backend import Backend, Opened, choose
 from fedsplit_client.computing import threads_of
 from fedsplit_client.dealer import Dealer
 from fedsplit_client.ending import keep_end
-from fedsplit_client.gauge import with_link
 from fedsplit_client.heap import give_back
 from fedsplit_client.keys import load_keys
-from fedsplit_client.learn import learn
 from fedsplit_client.line import ServerLine
 from fedsplit_client.orderly import OrderlyEnd
 from fedsplit_client.owner import Left, Owner, Paused
@@ -183,11 +179,13 @@ def _taking_part(
 
 def _profile(wish: Wish, emit: Emit) -> tuple[Path | None, DeviceProfile]:
     """(file of this machine's own profile, where it is that; what this device can do, with the owner's limits)."""
-    own: Path | None = own_path()
-    if wish.profile is None:
-        profile = this_device(emit=emit)
-    else:
+    if wish.profile is not None:
         own, profile = Path(wish.own) if wish.own else None, wish.profile
+    else:
+        from fedsplit.devices.find import own_path
+        from fedsplit.probe.measure import this_device
+
+        own, profile = own_path(), this_device(emit=emit)
     return own, replace(profile, limits=wish.limits) if wish.limits is not None else profile
 
 
@@ -238,6 +236,8 @@ def _once(stay: Stay, computes: Backend, agree: Agree, emit: Emit, only_agree: b
         owner.dialled(lambda: dealer.sent_bytes)
         end = OrderlyEnd(dealer, name, emit)
         if wish.measure_link and stay.offer is None:
+            from fedsplit_client.gauge import with_link
+
             stay.profile = with_link(end, link, stay.profile, name, emit, keep=own)
             give_back()
         profile = stay.profile
@@ -247,9 +247,13 @@ def _once(stay: Stay, computes: Backend, agree: Agree, emit: Emit, only_agree: b
         most = owner.limits.threads
         stack.enter_context(computes.computing(threads_of(offer.run, name, profile if own else None, most)))
         with farewell(end, name):
-            ahead = look_ahead(computes, offer, as_planned(offer), wish.data, wish.model, kept.path, name)
+            agreed = stay.agreed(offer)
+            planned = as_planned(offer)
+            ahead = Ahead(offer)
+            if not agreed or wish.agreed is None:  # else the process that asked has looked
+                ahead = look_ahead(computes, offer, planned, wish.data, wish.model, kept.path, name)
             owner.check(offer.plan, round_up_bytes(offer.plan, offer.run))
-            if not stay.agreed(offer) and not agree(ahead.offer, wish.data):
+            if not agreed and not agree(ahead.offer, wish.data):
                 raise Refused("you did not agree; nothing of your data was sent")
             stay.offer = offer
             if only_agree:
@@ -258,8 +262,7 @@ def _once(stay: Stay, computes: Backend, agree: Agree, emit: Emit, only_agree: b
             if wish.device == "cpu":
                 refuse_too_large(offer.plan)
             opened = ahead.opened or _downloaded(computes, link, keys, offer, kept.path, name, emit)
-            planned = as_planned(offer)
-            feed = ahead.feed or Feed.open(wish.data, planned, opened.reading(planned), name)
+            feed = ahead.feed or opened.feed(wish.data, planned, name)
             summary = _examined(feed, wish.data, name, emit)
             load = _loader(computes, offer.plan, ahead.opened, link, keys, kept.path, name, emit)
             place = Place(session, offer, summary, opened.part(offer), load, emit)
@@ -273,6 +276,8 @@ def _once(stay: Stay, computes: Backend, agree: Agree, emit: Emit, only_agree: b
         meta = {"base": offer.base, "reason": result.reason, "own": worker.own}
         keep_end(kept, place.offer, opened.config, result, meta)
         if wish.learning and own is not None and wish.device == "cpu":
+            from fedsplit_client.learn import learn
+
             learn(own, place.offer, opened.config, summary, worker.steps, emit, edge=computes.name == "edge")
         return Joined(place.offer, result, end.up_bytes, end.down_bytes, kept.path)
 

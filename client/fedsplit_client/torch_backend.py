@@ -11,7 +11,7 @@ import torch
 
 from fedsplit.config.run import RunFile
 from fedsplit.events import Emit
-from fedsplit.exchange.feed import Reading
+from fedsplit.exchange.feed import Feed, Reading
 from fedsplit.plan.types import ClientPlan
 from fedsplit.split.base import Base
 from fedsplit.split.placement import device_of
@@ -40,6 +40,9 @@ class TorchModel:
 
     def reading(self, run: RunFile) -> Reading:
         return reading_of(self.base, run)
+
+    def feed(self, data: str, run: RunFile, name: str) -> Feed:
+        return Feed.open(data, run, self.reading(run), name)
 
 
 class TorchBackend:

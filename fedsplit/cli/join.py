@@ -9,7 +9,7 @@ import typer
 
 from fedsplit.cli import owner
 from fedsplit.cli.joining import take_part
-from fedsplit.cli.lean import OWN, can_go_lean, go_lean
+from fedsplit.cli.lean import OWN, go_lean
 from fedsplit.devices.find import find, own_path
 from fedsplit.devices.limits import Limits
 from fedsplit.devices.load import foreign, load
@@ -53,6 +53,7 @@ def join(
     max_temp: owner.Temperature = "",
 ) -> None:
     """Take part in a run. Shows what is trained, what the operator can learn and what it costs, then asks."""
+    from fedsplit_client import fresh
     from fedsplit_client.wish import Wish, pack
 
     _check_out(out)
@@ -74,7 +75,7 @@ def join(
         limits=_limits(given, asked),
     )
     flags = [flag for flag, on in (("json", json), ("yes", yes), ("debug", _debug(context))) if on]
-    hand_over = (lambda wish: go_lean(pack(wish), out, flags)) if context.obj == OWN and can_go_lean() else None
+    hand_over = (lambda wish: go_lean(pack(wish), out, flags)) if context.obj == OWN and fresh.possible() else None
     said = () if json or given is None else _warning(given)
     take_part(wish, out=out, yes=yes, json=json, said=said, hand_over=hand_over)
 

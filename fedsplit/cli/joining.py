@@ -41,6 +41,7 @@ def take_part(
     and a service sees no failure.
     """
     from fedsplit_client import join as client
+    from fedsplit_client.heap import give_back
     from fedsplit_client.owner import Left
 
     with ExitStack() as stack:
@@ -58,6 +59,7 @@ def take_part(
             line(str(left), error=json)
             return
         stage.emit(_finished(joined))
+    give_back()
     if out is not None:
         client.save(joined, out)
     if not json:

@@ -14,18 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fedsplit_client import fresh
+
 WAITS = (signal.SIGINT,)
 """What comes in between waits until the new process can say what was kept."""
-SETTINGS = {"MALLOC_ARENA_MAX": "1"}
-"""Read by the C library when a process begins. One arena: a second one for a thread that only waits is never full."""
 OWN = "own process"
 """What a context of the command line holds when the process is the command's own: then it may become another one."""
-
-
-def can_go_lean() -> bool:
-    """Whether a process can become another one here, of the same Python."""
-    plain = not (sys.flags.isolated or sys.flags.ignore_environment or sys.flags.no_site)
-    return os.name == "posix" and plain and bool(sys.executable)
 
 
 def go_lean(packed: bytes, out: Path | None, flags: list[str]) -> None:
@@ -38,13 +32,12 @@ def go_lean(packed: bytes, out: Path | None, flags: list[str]) -> None:
         file.seek(0)
         os.set_inheritable(file.fileno(), True)
         words = [str(file.fileno()), str(out or ""), *flags]
-        environment = {**SETTINGS, **os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+        command = fresh.command("fedsplit.cli.lean", *words)
         sys.stdout.flush()
         sys.stderr.flush()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, WAITS)
         try:
-            # -P: the folder that somebody stands in is no place to import from, unless it was one before.
-            os.execve(sys.executable, [sys.executable, "-P", "-m", "fedsplit.cli.lean", *words], environment)
+            os.execve(command[0], command, fresh.environment())
         except OSError:  # no memory for it, or the interpreter is gone: it works here, too
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -9,7 +9,6 @@ from fedsplit.config.run import RunFile
 from fedsplit.data import images
 from fedsplit.data.batches import split
 from fedsplit.data.examples import Examples, TruncationReport, summary, tokenise
-from fedsplit.data.rows import read
 from fedsplit.data.tokenizer import Encode
 from fedsplit.wire.messages import DataSummary
 
@@ -41,6 +40,8 @@ def open_dataset(
 
     :raises DataError: for anything wrong with the file, named with its line.
     """
+    from fedsplit.data.rows import read  # here: who gets a dataset from elsewhere reads no files
+
     model = run.model
     rows = read(path, run.data, model.task, model.labels)
     examples, report = tokenise(rows, encode, model.max_length, model.task, preparation=preparation, long=run.data.long)

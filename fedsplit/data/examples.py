@@ -9,17 +9,19 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.config.run import Task
 from fedsplit.data import chat, images
-from fedsplit.data.rows import Row
 from fedsplit.data.tokenizer import Encode
 from fedsplit.errors import DataError
 from fedsplit.wire.messages import DataSummary
+
+if TYPE_CHECKING:
+    from fedsplit.data.rows import Row
 
 IGNORED = -100
 """The label of a position without loss, as transformers has it."""

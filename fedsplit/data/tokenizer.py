@@ -10,12 +10,13 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
-
-import tokenizers
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from fedsplit.data import chat
 from fedsplit.errors import ConfigError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 Side = Literal["left", "right"]
 
@@ -162,6 +163,8 @@ def load(folder: str | Path) -> Tokenizer:
 
     :raises ConfigError: if there is no ``tokenizer.json``, or it is damaged.
     """
+    import tokenizers  # here: who trains on rows that are tokens already need not load it
+
     model = Path(folder)
     file = model / "tokenizer.json"
     if not file.is_file():
@@ -221,7 +224,9 @@ def _as_llama(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
     The two differ where special tokens or spaces stand at the beginning and on characters that the vocabulary lacks,
     and only one of them is what AutoTokenizer gives.
     """
+    from tokenizers import pre_tokenizers
+
     backend.model.unk_token = None
     scheme = "never" if config.get("add_prefix_space") is False else "always" if config.get("legacy") else "first"
     backend.normalizer = None
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)

@@ -6,7 +6,6 @@ their size again in memory. They are inputs of the graphs, so layers of one kind
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsplit.edge.manifest import TABLE, Graph, Manifest, Table, Weight
-from fedsplit.edge.versions import check_runtime
+from fedsplit.edge.versions import check_runtime, runtime
 from fedsplit.errors import DataError, MissingExtra
 
 Floats = NDArray[np.float32]
@@ -142,7 +141,7 @@ def open_session(path: Path, threads: int = 0) -> Any:
     All sessions share one pool of memory, grown by what is asked for: what a layer frees the next one uses. Patterns of
     memory, one block for all of a graph's values, would be blocks of different sizes that leave holes.
     """
-    onnxruntime = _runtime()
+    onnxruntime = runtime()
     _share_memory()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -153,19 +152,9 @@ def open_session(path: Path, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _runtime() -> Any:
-    # Before it is loaded: official builds report to their maker and keep an identifier of the device for it.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtra("onnxruntime", "edge") from None
-    return onnxruntime
-
-
 @cache
 def _share_memory() -> None:
-    onnxruntime = _runtime()
+    onnxruntime = runtime()
     grown = onnxruntime.OrtArenaCfg({"max_mem": 0, "arena_extend_strategy": 1, "initial_chunk_size_bytes": 1 << 16})
     kind, where = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
     onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, where), grown)

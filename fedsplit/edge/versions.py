@@ -1,4 +1,4 @@
-"""Whether the onnxruntime that is installed can run a folder of graphs, asked before anything is loaded.
+"""Whether the onnxruntime that is installed can run a folder of graphs, asked before any of them is loaded.
 
 A runtime that is too old fails in the middle of a graph with a message about operators. Graphs say what they are
 written in, the version of the operators (opset) and of the format itself (IR); the table is that of onnxruntime's own
@@ -7,14 +7,13 @@ documentation (docs/Versioning.md of its repository) together with ONNX's releas
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+import os
 from pathlib import Path
+from typing import Any
 
 from fedsplit.edge.manifest import FILE, Manifest
 from fedsplit.errors import DataError, MissingExtra
 
-NAMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
-"""Packages that bring the module ``onnxruntime``."""
 KNOWS = (
     ((1, 14), 18, 8),
     ((1, 15), 19, 9),
@@ -49,12 +48,18 @@ def check_runtime(manifest: Manifest, folder: Path, found: str = "") -> None:
 
 def installed() -> str:
     """The version of the onnxruntime here. Raises MissingExtra."""
-    for name in NAMES:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    raise MissingExtra("onnxruntime", "edge")
+    return str(runtime().__version__)  # several packages bring it, and what looks for packages takes memory, too
+
+
+def runtime() -> Any:
+    """The module. Raises MissingExtra."""
+    # Before it is loaded: official builds report to their maker and keep an identifier of the device for it.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtra("onnxruntime", "edge") from None
+    return onnxruntime
 
 
 def _parsed(text: str) -> tuple[int, int] | tuple[()]:

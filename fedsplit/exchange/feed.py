@@ -20,12 +20,16 @@ from fedsplit.data.tokenizer import Encode, Side
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model wants its rows: texts as tokens, padded at ``side``, or prepared images of ``image_tokens`` each."""
+    """How a model wants its rows: texts as tokens, padded at ``side``, or prepared images of ``image_tokens`` each.
+
+    ``pad``: the id to fill up with, where the rows are tokens already and nothing is here to ``encode`` them.
+    """
 
     encode: Encode | None = None
     side: Side = "right"
     preparation: Preparation | None = None
     image_tokens: int = 0
+    pad: int = 0
 
 
 class Feed:
@@ -75,5 +79,5 @@ class Feed:
 
     def _batch(self, rows: Sequence[Example]) -> Batch:
         reading = self._reading
-        pad = reading.encode.pad_id if reading.encode is not None else 0
+        pad = reading.encode.pad_id if reading.encode is not None else reading.pad
         return collate(rows, pad, reading.side, reading.preparation, reading.image_tokens)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from fedsplit.cli.lean import WAITS, can_go_lean, go_lean
+from fedsplit.cli.lean import WAITS, go_lean
 from fedsplit.config.load import loads
 from fedsplit.devices.limits import Limits
 from fedsplit.errors import InternalError
 from fedsplit.plan.traffic import Known
 from fedsplit.plan.types import ClientPlan, Cut, LayerPlan, Topology
 from fedsplit.wire.messages import Asset
+from fedsplit_client import fresh
 from fedsplit_client.session import Offer
 from fedsplit_client.wish import Wish, pack, unpack
 from tests.run.conftest import run_file
@@ -74,7 +75,7 @@ def test_the_new_process_ends_as_the_command_does(words: tuple[str, ...], code: 
 
 
 def test_where_it_cannot_be_the_old_process_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert can_go_lean()
+    assert fresh.possible()
     monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
     go_lean(pack(Wish(link=LINK, data="x")), None, [])
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(WAITS)
