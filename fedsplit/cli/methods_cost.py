@@ -5,6 +5,7 @@ Numbers are scalars and, in float32, bytes of one client that trains every layer
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -49,7 +50,10 @@ def _rows(method: Method, start: int, shapes: list[tuple[int, int]], rank: int, 
     for round in (start, start + 1):
         traffic = [method.traffic(m, n, rank, round) for m, n in shapes]
         fold = sum(rank * (m + n) for m, n in shapes) if method.mutates_base else 0
-        counts = sum(one.down for one in traffic), sum(one.up for one in traffic), fold, model.head_trained
+        # Which layers are shared is not known; they are taken to be alike.
+        shared = ceil(method.layers.share * model.num_layers)
+        down, up = (sum(counts) * shared // model.num_layers for counts in zip(*traffic, strict=True))
+        counts = down, up, fold, model.head_trained
         found.append(counts)
     if found[0] == found[1]:
         return [Cost(f"from round {start}" if start else "every round", *found[0])]

@@ -15,13 +15,13 @@ def travels(method: Method | Phases, run: RunFile, clients: int = 0) -> Travels:
     folds = any(one.mutates_base for one in every(method))
     together = max(1, round(run.rounds.participation * max(clients, run.rounds.clients)))
     return Travels(
-        kinds=tuple(Travel(down=down, up=up, density_down=share, density_up=part, rounds=count)
-                    for (down, up, share, part), count in kinds.items()),
+        kinds=tuple(Travel(down=down, up=up, density_down=share, density_up=part, layers=layers, rounds=count)
+                    for (down, up, share, part, layers), count in kinds.items()),
         folds=together if folds else 0,
     )  # fmt: skip
 
 
-def _kind(method: Method, round: int) -> tuple[str, str, float, float]:
+def _kind(method: Method, round: int) -> tuple[str, str, float, float, float]:
     factors = method.factors.of(round)
     down, up = ("".join(sorted(sides)) for sides in (factors.common, factors.shares))
-    return down, up, method.mask.down, method.mask.up
+    return down, up, method.mask.down, method.mask.up, method.layers.share

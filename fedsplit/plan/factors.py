@@ -23,6 +23,7 @@ def factor_entries(work: Work, topology: Topology, cut: Cut, *, own_head: bool) 
     return Entries(
         held=(a_held, _sum(work.factor_params, parts) - a_held),
         trained=(a_trained, trained - a_trained),
+        layers=max(1, sum(len(part) for part in parts)),
         head_down=card.head_trained if heads else 0,
         head_up=card.head_trained if goes_up else 0,
         fold=sum(work.folded(layer) for part in parts for layer in part) if work.travels.folds else 0,

@@ -25,13 +25,15 @@ NUMBER_BYTES = 4
 class Travel:
     """One kind of round: factors (``A``, ``B``, ``AB`` or none) that come down and go up, what share of their entries.
 
-    ``rounds``: how many of the run are of this kind.
+    ``layers``: of the layers, the share whose factors travel at all; the others stay with each client. ``rounds``: how
+    many of the run are of this kind.
     """
 
     down: str = "AB"
     up: str = "AB"
     density_down: float = 1.0
     density_up: float = 1.0
+    layers: float = 1.0
     rounds: int = 1
 
 
@@ -55,11 +57,12 @@ EVERYTHING = Travels()
 
 @dataclass(frozen=True, kw_only=True)
 class Entries:
-    """Entries of the factors of one client: (of A, of B). ``head``: of the head beside them; ``fold``: of what one
-    round puts into the base."""
+    """Entries of the factors of one client: (of A, of B), in so many ``layers``. ``head``: of the head beside them;
+    ``fold``: of what one round puts into the base."""
 
     held: tuple[int, int]
     trained: tuple[int, int]
+    layers: int = 1
     head_down: int = 0
     head_up: int = 0
     fold: int = 0
@@ -102,19 +105,22 @@ def _over(travels: Travels, entries: Entries, one: Callable[[Sequence[tuple[int,
 
 
 def _up(kind: Travel, entries: Entries) -> int:
-    return _thinned(_of(kind.up, entries.trained), kind.density_up) + NUMBER_BYTES * entries.head_up
+    return _thinned(_of(kind.up, entries.trained, kind, entries), kind.density_up) + NUMBER_BYTES * entries.head_up
 
 
 def _start(kind: Travel, entries: Entries) -> int:
-    return _thinned(_of(kind.down, entries.held), kind.density_down) + NUMBER_BYTES * entries.head_down
+    count = _of(kind.down, entries.held, kind, entries)
+    return _thinned(count, kind.density_down) + NUMBER_BYTES * entries.head_down
 
 
 def _whole(kind: Travel, entries: Entries) -> int:
-    return NUMBER_BYTES * (_of(kind.down, entries.held) + entries.head_down)
+    return NUMBER_BYTES * (_of(kind.down, entries.held, kind, entries) + entries.head_down)
 
 
-def _of(sides: str, both: tuple[int, int]) -> int:
-    return sum(count for side, count in zip("AB", both, strict=True) if side in sides)
+def _of(sides: str, both: tuple[int, int], kind: Travel, entries: Entries) -> int:
+    """Which layers are shared is not known before the run: they are taken to be alike."""
+    count = sum(count for side, count in zip("AB", both, strict=True) if side in sides)
+    return count * math.ceil(kind.layers * entries.layers) // entries.layers if kind.layers < 1 else count
 
 
 def _thinned(count: int, density: float) -> int:

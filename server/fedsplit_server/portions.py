@@ -173,4 +173,5 @@ def _entries(parts: Mapping[ModuleKey, LowRank], layers: Iterable[LayerPlan]) ->
     return Entries(
         held=(a_held, b_held),
         trained=(sum(a for trains, a, _ in both if trains), sum(b for trains, _, b in both if trains)),
+        layers=max(1, len(mine)),
     )
