@@ -25,7 +25,8 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X")
 INK, QUIET = "#222222", "#666666"
 WIDTH_IN, HEIGHT_IN, DPI = 12.5, 4.4, 130
 LEGEND_ROW_IN = 0.24
-COLUMNS = 3
+COLUMNS, SHORT = 3, 20
+"""Of the legend, with names longer than that; twice as many with shorter ones."""
 LONGEST = 46
 SPAN = 8.0
 """From largest to smallest: beyond it a falling metric is drawn in powers."""
@@ -61,9 +62,10 @@ def write_plot(found: Comparison, path: Path) -> Path:
 def draw(found: Comparison) -> Figure:
     """The figure: three panels that share their vertical axis."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-    rows = -(-len(found.shown) // COLUMNS)
+    columns = COLUMNS if max(map(len, found.shown)) > SHORT else 2 * COLUMNS
+    rows = -(-len(found.shown) // columns)
     height = HEIGHT_IN + LEGEND_ROW_IN * rows
     figure = Figure(figsize=(WIDTH_IN, height), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
@@ -76,11 +78,12 @@ def draw(found: Comparison) -> Figure:
     way = "higher" if higher_is_better(found.metric) else "lower"
     if _spans(found):
         panels[0].set_yscale("log")
+        panels[0].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         panels[0].yaxis.set_major_formatter(ScalarFormatter())
-        panels[0].yaxis.set_minor_formatter(ScalarFormatter())
+        panels[0].yaxis.set_minor_locator(NullLocator())
     panels[0].set_ylabel(f"{found.metric} ({way} is better)", color=INK)
     lines, names = panels[0].get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside lower center", ncols=min(COLUMNS, len(names) or 1), frameon=False)
+    figure.legend(lines, names, loc="outside lower center", ncols=min(columns, len(names) or 1), frameon=False)
     seeds = f"{len(found.seeds)} seeds, band from smallest to largest" if len(found.seeds) > 1 else "one seed"
     figure.suptitle(f"{found.metric} on {found.measured_on}: mean of {seeds}", fontsize=11, color=INK)
     return figure
@@ -138,7 +141,9 @@ def _spans(found: Comparison) -> bool:
 
 
 def _label(name: str) -> str:
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+    """Long ones without their middle: variants differ at either end."""
+    half = LONGEST // 2
+    return name if len(name) <= LONGEST else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _unit(largest: float) -> tuple[float, str]:
