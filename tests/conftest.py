@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from fedsplit.devices.here import architecture
 from fedsplit.devices.load import save
 from fedsplit.devices.profile import DeviceProfile
+
+# The same examples every time, and none of them fails because this machine is busy.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
 
 OWN = DeviceProfile(
     name="test-machine",
@@ -33,12 +39,27 @@ def own_profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where a test names no ``--state``, keys are not those of whoever runs the tests (on Linux)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def own_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Servers that tests start keep their graphs apart from this machine's own; tests share them, tracing is slow."""
     base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDSPLIT_GRAPHS", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "graphs"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """What a test draws from torch does not depend on the tests before it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -93,17 +93,17 @@ def test_waiting_for_a_core_is_time_of_the_device_as_long_as_there_is_slack(monk
 
 def test_a_real_process_is_stopped_for_what_it_computed() -> None:
     """By its own books: how long that took depends on what else this machine does."""
-    share = 0.1
+    share = 0.01  # on a machine so busy that a process gets no more, nothing has to be stopped
     with child(BUSY) as process, Governor() as held:
         assert process.stdout is not None
         process.stdout.readline()
         meter = Meter(process.pid)
         computed, waited = meter.read()
         governed = held.hold(process.pid, share)
-        wait_for(lambda: meter.read()[0] - computed > 0.05)
+        wait_for(lambda: meter.read()[0] - computed > 0.01)
         took, lost = meter.read()[0] - computed, meter.read()[1] - waited
         assert governed.owed_s() + governed.stopped_s + lost + MOST_S > 0.9 * took * (1 / share - 1)
-        assert governed.stopped_s > 0.1
+        wait_for(lambda: governed.stopped_s > 0.1)
 
 
 def test_whoever_is_let_go_runs_on() -> None:
@@ -111,7 +111,7 @@ def test_whoever_is_let_go_runs_on() -> None:
         assert process.stdout is not None
         process.stdout.readline()
         with Governor() as held:
-            governed = held.hold(process.pid, 0.05)
+            governed = held.hold(process.pid, 0.01)
             wait_for(lambda: governed.stopped_s > 0.05)
         meter = Meter(process.pid)
         before = meter.read()[0]
