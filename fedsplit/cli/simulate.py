@@ -34,7 +34,7 @@ from fedsplit.events import Emit, Event, Finished, Note, RoundStarted, from_json
 from fedsplit.method.of_run import method_of
 from fedsplit.wire.link import JoinLink
 
-START_S = 120.0
+START_S = 600.0
 """The server has this long to load the model and open its port."""
 LAST_WORDS_S = 10.0
 """What a process said before it ended is read within this time."""
