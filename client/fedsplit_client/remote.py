@@ -17,7 +17,7 @@ from fedsplit.events import Emit, silent
 from fedsplit.exchange.coded import as_planned
 from fedsplit.exchange.part import Part
 from fedsplit.exchange.predict import Predictor
-from fedsplit.exchange.probing import probed
+from fedsplit.exchange.probing import first_factors
 from fedsplit.exchange.step import At
 from fedsplit.probe.measure import this_device
 from fedsplit.state.personal import Personal
@@ -77,7 +77,7 @@ def remote_predictor(
         if not isinstance(answer.message, Finish):
             raise LinkError(f"{parsed.endpoint} is still training; ask again when the run is done")
         folds = Folds()
-        own = Own(kept, head=offer.run.model.head == "local", drawn=lambda: probed(part).drawn())
+        own = Own(kept, head=offer.run.model.head == "local", drawn=lambda: first_factors(part))
         adapter, head = own.whole(answer.message, folds.take(answer.message, answer))
         part.load(adapter, head, patch=folds.patch)
         remote = _Remote(part, line, offer, name)

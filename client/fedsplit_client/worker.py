@@ -15,7 +15,7 @@ from fedsplit.exchange.coded import as_planned
 from fedsplit.exchange.evaluate import evaluate, through
 from fedsplit.exchange.feed import Feed
 from fedsplit.exchange.part import Part
-from fedsplit.exchange.probing import probed
+from fedsplit.exchange.probing import first_factors
 from fedsplit.exchange.rate import learning_rate
 from fedsplit.exchange.step import At, Line, Outcome, SplitStep, local_step
 from fedsplit.lora.adapter import Adapter, Head, Sides, Tensor, unflatten
@@ -75,7 +75,7 @@ class Worker:
         self._name, self._run, self._place, self._feed = name, run, place, feed
         self._line, self._emit, self._kept, self._owner = line, emit, kept, owner
         self._measured: dict[int, dict[str, float]] = {}
-        self._own = Own(kept, head=run.model.head == "local", drawn=lambda: probed(self._part).drawn())
+        self._own = Own(kept, head=run.model.head == "local", drawn=lambda: first_factors(self._part))
         self._report: Report | None = None
         self._restarts = 0
         self._folds = Folds()

@@ -47,6 +47,15 @@ class Probed(Protocol):
         ...
 
 
+def first_factors(part: Part) -> Adapter:
+    """``drawn`` of any part that can. Raises RemoteProtocolError where it cannot: the server should not have asked."""
+    if not isinstance(part, Probed):
+        raise RemoteProtocolError(
+            "the server leaves layers to this device, and only one with torch draws their factors"
+        )
+    return part.drawn()
+
+
 def probed(part: Part) -> Probed:
     """:raises RemoteProtocolError: this part cannot be looked into; the server should not have asked."""
     if not isinstance(part, Probed) or part.split:

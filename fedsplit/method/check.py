@@ -17,9 +17,10 @@ from fedsplit.method import stock
 from fedsplit.method.chosen import top_scores
 from fedsplit.method.parts import Merge
 from fedsplit.method.record import SLOTS, Method, Phases, part_name
+from fedsplit.plan.types import Topology
 
 CARRIED_OUT: Mapping[str, frozenset[str]] = {
-    "layers": frozenset({"every", "random_rooms", "top_scores"}),
+    "layers": frozenset({"every", "random_rooms", "top_scores", "at_server"}),
     "codec": frozenset({"raw"}),
     "start": frozenset({"averaged", "redrawn"}),
     "factors": frozenset({"both", "only_B", "alternate", "share_A"}),
@@ -73,7 +74,7 @@ LAYERS_THAT_STAY: tuple[Rule, ...] = (
     ),
     Rule(
         ("personal", "layers"),
-        lambda method: (method.personal.name == "keep_layers") != bool(method.layers.scores),
+        lambda method: (method.personal.name == "keep_layers") != method.layers.stay,
         "layers that are not shared are what each client keeps, and nothing else is",
         {"personal": stock.keep_layers, "layers": top_scores()},
     ),
@@ -84,8 +85,14 @@ LAYERS_THAT_STAY: tuple[Rule, ...] = (
         {"topology": stock.local},
     ),
     Rule(
+        ("topology", "layers"),
+        lambda method: method.layers.device and Topology.LOCAL in method.topology.allowed,
+        "a device that holds the whole model would share nothing",
+        {"topology": stock.split("per-client")},
+    ),
+    Rule(
         ("layers", "merge"),
-        lambda method: bool(method.layers.scores) and method.merge_rule.mutates_base,
+        lambda method: method.layers.stay and method.merge_rule.mutates_base,
         "layers that stay with their clients would be trained beside a base that they never saw",
         {"merge": merges.fedavg},
     ),
@@ -131,7 +138,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("topology", "personal"),
-        lambda method: method.topology.server.startswith("shared") and method.personal.name != "none",
+        lambda method: (
+            method.topology.server.startswith("shared") and method.personal.name != "none" and not method.layers.device
+        ),
         "one copy at the server cannot hold what every client has for itself",
         {"topology": stock.planned},
     ),

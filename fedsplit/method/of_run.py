@@ -42,9 +42,10 @@ def _apart(run: RunFile, method: Method) -> Iterator[Problem]:
     grouped = method.groups.name != "one"
     if not grouped and method.personal.name == "none":
         return
-    whose = "every group has an adapter of its own" if grouped else "every client has a B of its own"
+    own = "layers" if method.layers.stay else "a B"
+    whose = "every group has an adapter of its own" if grouped else f"every client has {own} of its own"
     with_method = f"with method {method.name!r}"
-    if run.server.shared:
+    if run.server.shared and not method.layers.device:
         found, fix = f'"{run.server.adapters}" {with_method}', f"set it to per-client: {whose}"
         yield Problem("server.adapters", found, '"per-client"', fix)
     if run.server_data.path:

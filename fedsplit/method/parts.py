@@ -87,13 +87,21 @@ class LayerRule:
     ``Ask.rooms`` are given out together.
 
     ``scores``: what all clients report before the first round; what is shared is chosen from that, once for the run,
-    and layers that are not shared stay with each client. ``share``: of the layers, those whose factors travel."""
+    and layers that are not shared stay with each client. ``share``: of the layers, those whose factors travel.
+    ``device``: what a device holds stays with it, what the server holds for it is shared.
+    """
 
     name: str
     choose: Callable[[Ask], LayerChoice]
     rooms: bool = False
     scores: str = ""
     share: float = 1.0
+    device: bool = False
+
+    @property
+    def stay(self) -> bool:
+        """Some layers' factors never travel: every client has its own."""
+        return bool(self.scores) or self.device
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,10 @@ def _all_layers(ask: Ask) -> LayerChoice:
 every = LayerRule("every", _all_layers)
 """Every layer is held and trained, each on the side that the cut puts it."""
 
+at_server = LayerRule("at_server", _all_layers, device=True)
+"""Every layer is held and trained, each on the side that the cut puts it; the server's are shared, a device keeps its
+own for good."""
+
 raw = Codec("raw")
 """Little-endian bytes as they are."""
 

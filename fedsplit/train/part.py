@@ -188,7 +188,10 @@ class ClientPart:
 
     def drawn(self) -> Adapter:
         """The first factors of what is here."""
-        return read(self.first.new_params(self._seed), self.first)[0]
+        found: dict[ModuleKey, LowRank] = {}
+        for segment in self._segments:
+            found |= read(segment.new_params(self._seed), segment)[0]
+        return found
 
     def neurons(self) -> Neurons:
         """Squared gradient of every row of B, of a part that holds the whole model."""

@@ -132,7 +132,7 @@ class Letters:
         mask, held, learning = self._portions.mask(state), self._held(member, state), self._learning(member, state)
         learnt = thinning.arrived(mask, flatten(held), learning, factors, member.name)
         # What rests did not come: it is what the client was given.
-        adapter, head = unflatten(flatten(self._shared(self._trained(member, state), state)) | learnt | heads)
+        adapter, head = unflatten(flatten(self._shared(member, self._trained(member, state), state)) | learnt | heads)
         return ClientUpdate(
             client=member.name,
             examples=update.examples,
@@ -148,15 +148,15 @@ class Letters:
 
     def _stays(self, member: Member, state: GlobalState) -> tuple[Thinned, ...]:
         """Names and shapes of the factors that the client has for itself, layers that are not shared."""
-        staying = self._portions.staying(state)
+        staying = self._portions.staying(member.plan, state)
         if not staying:
             return ()
         mine = flatten({key: part for key, part in self._held(member, state).items() if key.layer in staying})
         return tuple((name, *array.shape) for name, array in mine.items())
 
-    def _shared(self, held: Mapping[ModuleKey, LowRank], state: GlobalState) -> dict[ModuleKey, LowRank]:
+    def _shared(self, member: Member, held: Mapping[ModuleKey, LowRank], state: GlobalState) -> Adapter:
         """Without layers that stay with the client."""
-        staying = self._portions.staying(state)
+        staying = self._portions.staying(member.plan, state)
         return {key: part for key, part in held.items() if key.layer not in staying}
 
     def _rows(self, member: Member, state: GlobalState) -> tuple[int, ...]:
@@ -188,11 +188,11 @@ class Letters:
 
     def _learning(self, member: Member, state: GlobalState) -> dict[str, Tensor]:
         """The factors of those that learn in this round and come back."""
-        return sides(self._shared(self._trained(member, state), state), self._portions.goes_up(state))
+        return sides(self._shared(member, self._trained(member, state), state), self._portions.goes_up(state))
 
     def _given(self, member: Member, state: GlobalState) -> dict[str, Tensor]:
         """The factors that go to a client."""
-        return sides(self._shared(self._held(member, state), state), self._portions.comes_down(state))
+        return sides(self._shared(member, self._held(member, state), state), self._portions.comes_down(state))
 
     def _trained(self, member: Member, state: GlobalState) -> dict[ModuleKey, LowRank]:
         """What the client was given of the layers that its plan trains."""

@@ -107,8 +107,10 @@ class Portions:
         """What share of its rows a client trains on in that round, the easiest first; 0: all, in any order."""
         return share(self._method.at(state.round).local, state.round, self._rounds)
 
-    def staying(self, state: GlobalState) -> frozenset[int]:
-        """The layers whose factors do not travel: every client has its own."""
+    def staying(self, plan: ClientPlan, state: GlobalState) -> frozenset[int]:
+        """The layers whose factors do not travel (-1: those outside the layers): this client has its own."""
+        if self._method.at(state.round).layers.device:
+            return frozenset({-1, *(layer.layer for layer in plan.layers if layer.place == "client")})
         return staying(self._method, state)
 
     def sensing(self, state: GlobalState) -> Sensing:

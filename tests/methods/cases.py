@@ -7,6 +7,7 @@ from fedsplit.method.merge import exact, exact_up_to, fold_all
 from fedsplit.method.registry import discover
 from fedsplit.method.server_opt import fedadam, momentum
 from fedsplit.method.weights import uniform
+from fedsplit.methods.splitfed import splitfed
 from fedsplit.testing.rounds import SHAPES, Case, effective, factors, head, products, start, three, trajectory, update
 
 __all__ = [
@@ -35,6 +36,7 @@ def all_cases() -> list[Case]:
         Case("exact", plain.but(merge=exact)),
         Case("exact-per-device", plain.but(merge=exact, ranks=per_device())),
         Case("exact-up-to", plain.but(merge=exact_up_to(7), ranks=per_device())),
+        Case("splitfed-v3", splitfed("v3")),
         Case("only-B-momentum", plain.but(factors=stock.only_B, server_opt=momentum())),
         Case("alternate-adam", plain.but(factors=stock.alternate, server_opt=fedadam())),
         Case("fold-then-average", phases({0: plain.but(merge=fold_all, start=stock.redrawn), 2: plain})),

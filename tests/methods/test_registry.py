@@ -30,6 +30,7 @@ from fedsplit.method.stock import u
 from fedsplit.methods.fedavg import fedavg
 from fedsplit.methods.fedsa_lora import fedsa_lora
 from fedsplit.methods.fibecfed import fibecfed
+from fedsplit.methods.splitfed import splitfed
 from fedsplit.train.round import run_round
 from tests.methods.cases import start, three
 from tests.reference.fedavg import ideal
@@ -323,6 +324,7 @@ BROKEN = {
     ("mask", "personal"): fedsa_lora().but(mask=Mask("topk", 0.5, 0.5)),
     ("groups", "merge"): Method(groups=stock.by_tag, merge=fold_all),
     ("topology", "personal"): fedsa_lora().but(topology=stock.split("shared-concat")),
+    ("topology", "layers"): splitfed("v3").but(topology=stock.planned),
     ("topology", "groups"): Method(groups=stock.by_tag, topology=stock.split("shared-concat")),
     ("layers", "probe"): Method(topology=stock.local, layers=top_scores(), personal=stock.keep_layers),
     ("probe", "layers"): Method(probe=stock.sensitivity()),
