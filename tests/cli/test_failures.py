@@ -11,6 +11,7 @@ from fedsplit.cli.failures import failure
 from fedsplit.cli.simulate import Crew
 from fedsplit.errors import ConfigError, DataError, FedsplitError, LinkError, PlanError, ProtocolError
 from fedsplit.events import silent
+from tests.waiting import LIMIT_S
 
 
 @pytest.mark.parametrize(
@@ -48,5 +49,5 @@ def test_a_real_child_with_a_run_file_that_is_not_there(tmp_path: Path) -> None:
     with Crew(silent) as crew:
         crew.start("", ["serve", str(tmp_path / "nothing.toml")])
         with pytest.raises(ConfigError, match=r"the server failed: .*nothing\.toml") as error:
-            crew.wait_for_file(tmp_path / "link", 60.0)
+            crew.wait_for_file(tmp_path / "link", LIMIT_S)
     assert error.value.exit_code == 2
