@@ -23,7 +23,6 @@ def travels(method: Method | Phases, run: RunFile, clients: int = 0) -> Travels:
 
 def _kind(method: Method, round: int) -> tuple[str, str, float, float, float]:
     factors = method.factors.of(round)
-    if method.layers.device:
-        return "", "", 1.0, 1.0
     down, up = ("".join(sorted(sides)) for sides in (factors.common, factors.shares))
-    return down, up, method.mask.down, method.mask.up, method.layers.share
+    share = 0.0 if method.layers.device else method.layers.share
+    return down, up, method.mask.down, method.mask.up, share
