@@ -54,7 +54,7 @@ def candidates(
         group = _group(file, files, method)
         own = _options_for(method, options, methods)
         for values in settings:
-            name = " ".join([group, *(f"{key}={value}" for key, value in values.items())])
+            name = " ".join([group, *(f"{_brief(key, values)}={value}" for key, value in values.items())])
             run = gathered.take(name, partial(_resolved, runs[file], method, own, values))
             if run is not None:
                 variant = Variant(name=name, source=str(file), method=run.method.name, group=group, settings=values)
@@ -114,6 +114,12 @@ def measured_on(run: RunFile) -> str:
 def slug(name: str) -> str:
     """A folder's name for a variant."""
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", name).strip("-.")
+
+
+def _brief(key: str, keys: Iterable[str]) -> str:
+    """The key without its section, where that is enough."""
+    name = key.partition(".")[2]
+    return key if sum(one.partition(".")[2] == name for one in keys) > 1 else name
 
 
 def _resolved(run: RunFile, method: str, options: Sequence[str], settings: dict[str, object]) -> RunFile:

@@ -93,7 +93,7 @@ def test_methods_options_and_grids_make_variants(write: Callable[..., Path]) -> 
         [file], ["fedavg", "flasc"], ["flasc.up=0.5", "fedavg.weights=uniform"], ["lora.rank=2,4", "train.lr=0.1"]
     )
     assert [one.variant.group for one in some] == ["fedavg", "fedavg", "flasc", "flasc"]
-    assert some[3].variant.name == "flasc lora.rank=4 train.learning_rate=0.1"
+    assert some[3].variant.name == "flasc rank=4 learning_rate=0.1"
     assert (some[3].run.lora.rank, some[3].run.train.learning_rate) == (4, 0.1)
     assert some[3].run.method.options == {"up": 0.5}
     assert some[0].run.method.options == {"weights": "uniform"}

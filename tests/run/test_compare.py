@@ -168,14 +168,14 @@ def test_other_settings_in_the_same_folder_are_refused(files: Files, done: Done,
 
 def test_settings_are_chosen_by_validation_and_only_winners_are_tested(files: Files, tmp_path: Path) -> None:
     some = candidates([files["quick"]], ["fedavg"], [], ["train.lr=0.03,1e-5"])
-    assert [one.variant.name for one in some] == ["fedavg train.learning_rate=0.03", "fedavg train.learning_rate=1e-05"]
+    assert [one.variant.name for one in some] == ["fedavg learning_rate=0.03", "fedavg learning_rate=1e-05"]
     exam = FileExam(files["test"], [one.run for one in some])
     job = Job(candidates=some[::-1], out=tmp_path / "out", metric="perplexity", seeds=(3,), test=str(files["test"]))
     found = course(job, Counting(), exam).go()
-    assert found.chosen == ("fedavg train.learning_rate=0.03",)
+    assert found.chosen == ("fedavg learning_rate=0.03",)
     tested = {run.variant: run.test for run in found.runs}
-    assert tested["fedavg train.learning_rate=0.03"]["perplexity"]
-    assert not tested["fedavg train.learning_rate=1e-05"]
+    assert tested["fedavg learning_rate=0.03"]["perplexity"]
+    assert not tested["fedavg learning_rate=1e-05"]
     assert any("chosen by perplexity" in note and "--test" not in note for note in found.notes)
     text = shown(found, 130)
     assert text.count("✓") == 1
