@@ -199,8 +199,9 @@ class PlanSection(Section, frozen=True, kw_only=True):
     """Clients that must train each layer; 0: it is only said how many do."""
     checkpoint: bool = True
     """Activations may be computed twice to save memory; the result stays the same."""
-    slack: Literal["none", "rank", "steps"] = "none"
-    """What clients get that would wait for the slowest: nothing, the largest of ``ranks`` in time, or more steps."""
+    slack: Literal["none", "rank", "steps", "density"] = "none"
+    """What clients get that would wait for the slowest: nothing, the largest of ``ranks`` in time, more steps, or more
+    of the entries that a method's mask leaves out."""
     overlap: bool = False
     """More micro-batches than memory asks for, where two at once make a step faster; equal to rounding, not the bit."""
     replan: bool = True

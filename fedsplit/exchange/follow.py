@@ -45,6 +45,9 @@ def _problems(plan: ClientPlan, run: RunFile, num_layers: int) -> list[str]:
         found.append(f"found weights of {other[0]} bits, expected {expected}")
     if other_densities := sorted({layer.density for layer in mine} - {1.0}):
         found.append(f"found density {other_densities[0]}, expected 1.0")
+    for way, share in (("down", plan.density_down), ("up", plan.density_up)):
+        if share and (run.plan.slack != "density" or not 0 < share <= 1):
+            found.append(f"found density {share} {way}, expected 0, or with plan.slack = density at most 1")
     if low := sorted(layer.layer for layer in mine if layer.trains and layer.rank < 1):
         found.append(f"found rank 0 in layer {low[0]}, which trains, expected 1 or more")
     return [*found, *_codecs(plan, run)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedsplit.config.run import RunFile
@@ -21,7 +21,7 @@ def method_of(run: RunFile) -> Method | Phases:
     """
     method = composed(run.method, run.train.rounds, folder=Path())
     phases = method.methods if isinstance(method, Phases) else (method,)
-    if problems := [problem for phase in phases[:1] for problem in _apart(run, phase)]:
+    if problems := [*_dense(run, method, phases), *(problem for phase in phases[:1] for problem in _apart(run, phase))]:
         raise ConfigError(problems)
     if not mixes_ranks(run) or all(phase.unequal_ranks for phase in phases):
         return method
@@ -35,6 +35,14 @@ def method_of(run: RunFile) -> Method | Phases:
     raise ConfigError(
         [Problem("plan.ranks", f"{list(run.plan.ranks)} {who}", f"lora.rank = {run.lora.rank} alone", fix)]
     )
+
+
+def _dense(run: RunFile, method: Method | Phases, phases: Sequence[Method]) -> Iterator[Problem]:
+    """Only where a mask leaves something out is there more to send."""
+    if run.plan.slack == "density" and all(phase.mask.down >= 1 and phase.mask.up >= 1 for phase in phases):
+        found = f'"density" with method {method.name!r}, which sends every entry'
+        fix = "take method flasc, or another whose mask leaves entries out (method.but.mask)"
+        yield Problem("plan.slack", found, '"none", "rank" or "steps"', fix)
 
 
 def _apart(run: RunFile, method: Method) -> Iterator[Problem]:

@@ -61,4 +61,5 @@ def _work(plan: ClientPlan) -> tuple[object, ...]:
     drawn = len(held) < len(plan.layers)
     layers = tuple((0 if drawn else layer.layer, layer.trains, layer.rank, layer.bits, layer.density) for layer in held)
     codecs = plan.wire_up, plan.wire_down, plan.grad_up, plan.grad_down
-    return plan.client, plan.batch, plan.micro_batches, plan.steps, codecs, plan.dtype, layers
+    sent = plan.steps, plan.density_down, plan.density_up
+    return plan.client, plan.batch, plan.micro_batches, sent, codecs, plan.dtype, layers

@@ -1,4 +1,4 @@
-"""What a plan has of its client's slack: the steps or the rank beyond what the run file asks of everybody.
+"""What a plan has of its client's slack: the steps, the rank or the density beyond what the run file asks of everybody.
 
 ``spend`` gives it, before a round; both ends read it here: how many steps a round has, and that a plan with more of
 them is still the work that the owner agreed to.
@@ -35,6 +35,8 @@ def bare(plan: ClientPlan, run: RunFile) -> ClientPlan:
     """The plan without what slack may have bought: the work that the run file asks of everybody."""
     if run.plan.slack == "steps" and 0 <= plan.steps <= MOST_TIMES * run.train.steps:
         return structs.replace(plan, steps=0)
+    if run.plan.slack == "density":
+        return structs.replace(plan, density_down=0.0, density_up=0.0)
     larger = set(larger_ranks(run)) if run.plan.slack == "rank" else set()
     if not any(layer.rank in larger for layer in plan.layers):
         return plan
@@ -43,9 +45,11 @@ def bare(plan: ClientPlan, run: RunFile) -> ClientPlan:
 
 
 def value(plan: ClientPlan, run: RunFile) -> int:
-    """What two plans of one client differ in where slack gave one of them more: ranks, or steps."""
+    """What two plans of one client differ in where slack gave one of them more: ranks, steps, or per mille sent."""
     if run.plan.slack == "steps":
         return steps_of(plan, run)
+    if run.plan.slack == "density":
+        return round(1000 * (plan.density_down + plan.density_up))
     return sum(layer.rank for layer in plan.layers if layer.trains)
 
 
@@ -53,6 +57,8 @@ def words(plan: ClientPlan, run: RunFile) -> str:
     """What slack gave this plan; empty: nothing."""
     if plan.steps:
         return f"{plan.steps} steps a round instead of {run.train.steps}"
+    if plan.density_down or plan.density_up:
+        return f"{plan.density_down:.3g} of the factors' entries down, {plan.density_up:.3g} up"
     most = max((layer.rank for layer in plan.layers if layer.trains), default=0)
     given = run.plan.slack == "rank" and most in larger_ranks(run)
     return f"rank {most} instead of {run.lora.rank}" if given else ""

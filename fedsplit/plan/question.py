@@ -151,7 +151,8 @@ def gradient_codec(run: RunFile, codec: str) -> str:
 def step_as_planned(question: Question, plan: ClientPlan) -> Work:
     """The step of a plan that this question was answered with."""
     work = work_of(question.card, question.run, question.data, batch=plan.batch, edge=question.device.edge)
-    return as_planned(replace(work, travels=question.travels), plan)
+    travels = question.travels.denser(plan.density_down, plan.density_up)
+    return as_planned(replace(work, travels=travels), plan)
 
 
 def affordable(

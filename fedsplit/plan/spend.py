@@ -1,4 +1,4 @@
-"""What clients do with the time that they would wait for the slowest: a larger rank, or more local steps.
+"""What clients do with the time that they would wait for the slowest: a larger rank, more local steps, a denser mask.
 
 ``[plan] slack`` says which; ``none`` leaves every plan as it is. T is what the solver found without it: the slowest
 step, and the longest round (steps and the factors' transfer). Shares of the server are kept, so what one client takes
@@ -6,14 +6,15 @@ costs no other: each takes the most that its memory admits and with which neithe
 T. Nobody gets less than before, the slowest stays the slowest, and a client alone or among equals gets nothing.
 
 Rank: of ``plan.ranks``, in the layers that the client holds; the server's part keeps ``lora.rank``. Steps: up to
-``given.MOST_TIMES`` as many as ``train.steps``, since a mean over clients that went far apart is worth less. A kind of
-value more is a line more in ``_BUY``.
+``given.MOST_TIMES`` as many as ``train.steps``, since a mean over clients that went far apart is worth less. Density:
+of the entries that a method's mask leaves out. A kind of value more is a line more in ``_BUY``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from msgspec import structs
 
@@ -28,7 +29,7 @@ from fedsplit.plan.selection import own_layers
 from fedsplit.plan.slack import WORTH_SAYING, balance_note, raised, step_s, with_slack
 from fedsplit.plan.timing import reached
 from fedsplit.plan.traffic import round_up_bytes
-from fedsplit.plan.types import ClientPlan
+from fedsplit.plan.types import ClientPlan, Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +89,49 @@ def _larger_rank(plan: ClientPlan, question: Question, limit: Until) -> ClientPl
     return _waits(plan, question, limit)
 
 
+def _denser(plan: ClientPlan, question: Question, limit: Until) -> ClientPlan:
+    """Twice, four times, … the shares of the entries that the mask leaves, up to all: of what is in time and within
+    what the owner allows to be sent the largest share on the way that gets less, then the most in all, up before down.
+    """
+    found = [(_value(one), one) for one in _densities(plan, question) if _admitted(one, question, limit)]
+    if not found:
+        return _waits(plan, question, limit)
+    return _said(plan, max(found, key=lambda pair: pair[0])[1], question, limit)
+
+
+def _value(plan: ClientPlan) -> tuple[float, float, float]:
+    both = plan.density_down, plan.density_up
+    return min(both), sum(both), plan.density_up
+
+
+def _densities(plan: ClientPlan, question: Question) -> Iterator[ClientPlan]:
+    """Every pair of larger shares, with what it costs."""
+    kinds = question.travels.kinds
+    down, up = max(kind.density_down for kind in kinds), max(kind.density_up for kind in kinds)
+    for pair in product(_doubled(down), _doubled(up)):
+        if pair != (down, up):
+            changed = structs.replace(plan, density_down=pair[0], density_up=pair[1])
+            yield structs.replace(changed, estimate=_with_factors(changed, question))
+
+
+def _doubled(share: float) -> list[float]:
+    found = [share]
+    while found[-1] < 1:
+        found.append(min(1.0, 2 * found[-1]))
+    return found
+
+
+def _with_factors(plan: ClientPlan, question: Question) -> Estimate:
+    assert plan.estimate is not None
+    own_head = limits_of(question.run, server_of(question)).own_head
+    moved = round_factors(step_as_planned(question, plan), plan.topology, plan.cut, own_head=own_head)
+    return structs.replace(plan.estimate, factors_up_bytes=moved.up, start_bytes=moved.start)
+
+
 _BUY: Mapping[str, Callable[[ClientPlan, Question, Until], ClientPlan]] = {
     "rank": _larger_rank,
     "steps": _more_steps,
+    "density": _denser,
 }
 
 
@@ -143,7 +184,8 @@ def _said(before: ClientPlan, after: ClientPlan, question: Question, limit: Unti
 def _later(plan: ClientPlan, run: RunFile) -> ClientPlan:
     """Who waits is known once everybody is there. The owner agrees to the most now."""
     rank = max(larger_ranks(run), default=run.lora.rank)
-    most = f"rank {rank}" if run.plan.slack == "rank" else f"{MOST_TIMES * run.train.steps} steps a round"
+    steps = f"{MOST_TIMES * run.train.steps} steps a round"
+    most = {"rank": f"rank {rank}", "steps": steps, "density": "all entries of the factors each way"}[run.plan.slack]
     line = f"once all clients are there it may get up to {most}, in time that it would wait for the slowest"
     return structs.replace(plan, reasons=(*plan.reasons, line))
 
@@ -157,4 +199,4 @@ def _waits(plan: ClientPlan, question: Question, limit: Until) -> ClientPlan:
     return structs.replace(plan, reasons=(*plan.reasons, line))
 
 
-_MORE = {"rank": "a larger rank that fits", "steps": "a step more"}
+_MORE = {"rank": "a larger rank that fits", "steps": "a step more", "density": "twice the entries"}

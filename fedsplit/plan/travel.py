@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedsplit.wire.sparse import kept, nbytes
 
@@ -49,6 +49,14 @@ class Travels:
     def thinned(self) -> bool:
         """Whether a mask thins anything in any round."""
         return any(one.density_down < 1 or one.density_up < 1 for one in self.kinds)
+
+    def denser(self, down: float, up: float) -> Travels:
+        """With at least these shares of the entries, each way."""
+        kinds = (
+            replace(one, density_down=max(one.density_down, down), density_up=max(one.density_up, up))
+            for one in self.kinds
+        )
+        return replace(self, kinds=tuple(kinds)) if down or up else self
 
 
 EVERYTHING = Travels()

@@ -95,7 +95,9 @@ class ClientPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ``grad_up`` and ``grad_down`` that of their gradients.
 
     ``checkpoint``: its layers keep their inputs alone and are computed again on the way back. ``steps``: local steps of
-    a round where it has time for more than the run file's (``plan.slack``); 0: as many as that says.
+    a round where it has time for more than the run file's (``plan.slack``); 0: as many as that says. ``density_down``,
+    ``density_up``: shares of the factors' entries that travel, where there is time for more than the method's mask
+    leaves; 0: as many as that.
     """
 
     client: str
@@ -106,6 +108,8 @@ class ClientPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     micro_batches: int = 1
     checkpoint: bool = False
     steps: int = 0
+    density_down: float = 0.0
+    density_up: float = 0.0
     wire_up: str = "raw"
     wire_down: str = "raw"
     grad_up: str = "raw"

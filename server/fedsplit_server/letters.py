@@ -37,7 +37,7 @@ class Letters:
 
     def start(self, member: Member, opened: Opened, era: int, state: GlobalState, best: int = 0) -> Out:
         """The round begins (again) for this client. ``best``: the round whose state may be asked for at the end."""
-        steps, mask = member.plan.steps or opened.steps, self._portions.mask(state)
+        steps, mask = member.plan.steps or opened.steps, self._portions.mask(state, member.plan)
         thinned, factors = thinning.downward(mask, self._given(member, state))
         message = Start(
             round=opened.round,
@@ -100,7 +100,7 @@ class Letters:
     def due(self, member: Member, state: GlobalState) -> thinning.Wanted:
         """Dtypes and shapes of the tensors that come back: what the client trains, or the entries of its mask."""
         head = _wired(flatten({}, state.head if member.holds_head and self._heads_return else {}))
-        factors = thinning.wanted(self._portions.mask(state), self._learning(member, state))
+        factors = thinning.wanted(self._portions.mask(state, member.plan), self._learning(member, state))
         return factors | {name: (tensor.dtype, tensor.shape) for name, tensor in head.items()}
 
     def common(self, state: GlobalState) -> Adapter:
@@ -129,7 +129,8 @@ class Letters:
             raise Refused(f"the update of {member.name} is not finite in {broken[0]} ({len(broken)} of {len(arrays)})")
         heads = {name: array for name, array in arrays.items() if name.startswith("head/")}
         factors = {name: array for name, array in arrays.items() if name not in heads}
-        mask, held, learning = self._portions.mask(state), self._held(member, state), self._learning(member, state)
+        mask = self._portions.mask(state, member.plan)
+        held, learning = self._held(member, state), self._learning(member, state)
         learnt = thinning.arrived(mask, flatten(held), learning, factors, member.name)
         # What rests did not come: it is what the client was given.
         adapter, head = unflatten(flatten(self._shared(member, self._trained(member, state), state)) | learnt | heads)

@@ -7,7 +7,7 @@ is kept by module and rank until the state changes: most clients share their ran
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -126,9 +126,12 @@ class Portions:
         share, momentum = float(mask.options["share"]), float(mask.options["momentum"])
         return Neurons(share=share, momentum=momentum, rows=int(mask.options["rows"]))
 
-    def mask(self, state: GlobalState) -> Mask:
-        """What part of the factors travels in that round."""
-        return self._method.at(state.round).mask
+    def mask(self, state: GlobalState, plan: ClientPlan | None = None) -> Mask:
+        """What part of the factors travels in that round, for the client of ``plan``: it may have time for more."""
+        mask = self._method.at(state.round).mask
+        if plan is None or not (plan.density_down or plan.density_up):
+            return mask
+        return replace(mask, down=max(mask.down, plan.density_down), up=max(mask.up, plan.density_up))
 
     def ranked(self, plan: ClientPlan, state: GlobalState) -> ClientPlan:
         """The plan with the ranks that the method gives this client, which may have a table of its own, and the bytes

@@ -23,6 +23,7 @@ from fedsplit.config.run import (
     ServerSection,
     TrainSection,
 )
+from fedsplit.devices.limits import Limits
 from fedsplit.devices.profile import DeviceProfile
 from fedsplit.errors import ConfigError, PlanError
 from fedsplit.method.of_run import method_of
@@ -34,8 +35,10 @@ from fedsplit.plan.replan import Standing, replan
 from fedsplit.plan.slack import raised, step_s
 from fedsplit.plan.solve import planned
 from fedsplit.plan.spend import Until, round_s, until
+from fedsplit.plan.travel import Travel, Travels
 from fedsplit.plan.types import ClientPlan, Plan, Topology
 from fedsplit.plan.work import as_planned, work_of
+from fedsplit.wire.sparse import nbytes
 
 LLAMA = card(config_of("llama", num_hidden_layers=4, vocab_size=401), "causal-lm")
 RANKS = (16, 64, 512)
@@ -228,3 +231,47 @@ def test_what_does_not_go_together_is_refused_with_the_way_out() -> None:
         method_of(structs.replace(with_slack("rank"), method=MethodSection(name="fedavg")))
     method_of(structs.replace(steps, method=MethodSection(name="fedavg")))
     assert msgspec.json.decode(msgspec.json.encode(steps), type=RunFile) == steps
+
+
+# ---- a denser mask ---------------------------------------------------------------------------------------------------
+
+THIN = Travels(kinds=(Travel(density_down=0.25, density_up=0.0625),))
+
+
+def masked(run: RunFile, fleet: dict[str, DeviceProfile], travels: Travels = THIN) -> Planned:
+    plan, asked = planned(questions(LLAMA, fleet, run, allowed={Topology.LOCAL}, travels=travels))
+    return plan, dict(asked)
+
+
+@pytest.mark.parametrize("up", [1e8, 3e4, 6e3, 2e3])
+@pytest.mark.parametrize("cap", [0, 60_000])
+def test_densities_are_those_of_the_exhaustive_search(up: float, cap: int) -> None:
+    fleet = {name: device(80, speed, up) for name, speed in (("fast", 4e9), ("slow", 1e9))}
+    if cap:
+        fleet["fast"] = structs.replace(fleet["fast"], limits=Limits(upload_per_day_bytes=cap))
+    before, asked = masked(NONE, fleet)
+    after, _ = masked(with_slack("density"), fleet)
+    limit, plan = until(before.clients, asked), before.clients[0]
+    count = sum(8 * (one.out + one.inp) for one in LLAMA.adapted((), 0)) * LLAMA.num_layers
+    link, found = fleet["fast"].link, [(0.0, 0.0)]
+    assert link
+    for down, high in itertools.product((0.25, 0.5, 1.0), (0.0625, 0.125, 0.25, 0.5, 1.0)):
+        sizes = [nbytes(count, int(count * one)) if one < 1 else 4 * count for one in (down, high)]
+        seconds = 5 * step_s(plan) + sizes[0] / link.down_bps + sizes[1] / link.up_bps
+        if seconds <= limit.round_s and (not cap or sizes[1] + 1000 <= cap) and (down, high) != (0.25, 0.0625):
+            found.append((down, high))
+    fast, slow = after.clients
+    assert (fast.density_down, fast.density_up) == max(found, key=lambda pair: (min(pair), sum(pair), pair[1]))
+    assert (slow.density_down, slow.density_up) == (0, 0)
+    assert fast.estimate
+    assert round_s(fast, asked["fast"]) <= limit.round_s
+    if found[1:]:
+        assert any("of the factors' entries down" in reason for reason in fast.reasons)
+        assert not objection(plan, plan, fast, with_slack("density"))
+        assert objection(plan, plan, fast)
+
+
+def test_nothing_is_denser_than_all_entries() -> None:
+    with pytest.raises(ConfigError, match=r"plan\.slack.*fedavg.*sends every entry.*flasc"):
+        method_of(with_slack("density"))
+    method_of(structs.replace(with_slack("density"), method=MethodSection(name="flasc")))

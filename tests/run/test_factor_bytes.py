@@ -28,7 +28,9 @@ PLACES = {
 
 
 def settings(method: str) -> dict[str, object]:
-    return {"method__name": method, "train__rounds": ROUNDS, "train__steps": 1, "lora__rank": 4}
+    name, _, version = method.partition(" ")
+    options = {"method.options__version": version} if version else {}
+    return options | {"method__name": name, "train__rounds": ROUNDS, "train__steps": 1, "lora__rank": 4}
 
 
 def clients(method: str) -> dict[str, str]:
@@ -38,7 +40,7 @@ def clients(method: str) -> dict[str, str]:
     return dict(zip("abc", (text for place, text in PLACES.items() if place in admitted), strict=False))
 
 
-@pytest.mark.parametrize("method", names())
+@pytest.mark.parametrize("method", [*names(), "splitfed v3"])
 def test_planned_bytes_are_those_on_the_link(party: Make, method: str) -> None:
     run = party(clients(method), **settings(method))
     assert run.keeper.state.round == ROUNDS

@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from msgspec import structs
 
+from fedsplit.devices.profile import DeviceProfile, Link
 from fedsplit.events import Note, StepDone
 from fedsplit.lora.adapter import unflatten
+from fedsplit.lora.sparse import VALUES
+from fedsplit.plan.types import ClientPlan
 from fedsplit.testing.faults import Faults
 from fedsplit.train.exported import model_folder
 from fedsplit.train.feed import open_feed
 from fedsplit.train.start import first_state
 from fedsplit.wire.ends import Tensors
-from fedsplit.wire.messages import Hello, Message, Start, Update
+from fedsplit.wire.frames import Packet
+from fedsplit.wire.messages import Hello, Message, Start, Update, Welcome
 from tests.reference import fedavg, unequal
-from tests.run.party import LAPTOP, Party
+from tests.run.party import LAPTOP, Party, Tamper
 from tests.run.test_recovery import crashed_server
 from tests.run.test_unequal import EXACT, as_batch
 
@@ -127,3 +132,47 @@ def test_a_larger_rank_is_trained_and_summed(party: Make, tmp_path: Path) -> Non
         mean = sum(np.asarray(one[key].dense(), dtype=np.float64) for one in last.values()) / 3
         np.testing.assert_allclose(part.dense(), mean, rtol=0, atol=1e-6, err_msg=str(key))
         assert np.abs(mean).max() > 1e-4
+
+
+def test_denser_masks_are_what_travels(party: Make) -> None:
+    """Of two that would wait one has a link for all entries and one for some: non-zeros on the link are the plan's."""
+    narrow = structs.replace(LAPTOP, link=Link(up_bps=80.0, down_bps=1e8, latency_s=0.0))
+    slow = structs.replace(LAPTOP, flops={"float32": 2e6})
+    settings = {**SETTINGS, "plan__slack": "density", "plan__robust": False, "train__rounds": 2}
+    settings |= {"method__name": "flasc", "method.options__down": 0.25, "method.options__up": 0.02}
+    run = party(dict.fromkeys("abc", 'topology = "local"'), start=False, **settings)
+    run.tamper = {"b": profile_of(narrow), "c": profile_of(slow)}
+    run.start().finish()
+    shares = {}
+    for name, end in run.ends.items():
+        offers = [packet.message for packet in end.received if isinstance(packet.message, Welcome)]
+        plan = msgspec.json.decode(offers[-1].plan, type=ClientPlan)
+        shares[name] = plan.density_down, plan.density_up
+        start, update = (
+            [packet for packet in (*end.received, *end.sent) if isinstance(packet.message, kind)][-1]
+            for kind in (Start, Update)
+        )
+        assert plan.estimate
+        assert nbytes(start) == plan.estimate.start_bytes, name
+        assert nbytes(update) == plan.estimate.factors_up_bytes, name
+        entries = plan.estimate.factors_down_bytes // 4
+        asked_for = plan.density_up or 0.02
+        if asked_for < 1:
+            assert start.message.sends == update.tensors[VALUES].shape[0] == int(entries * asked_for), name
+    assert shares["a"] == (1.0, 1.0)
+    assert shares["c"] == (0.0, 0.0)
+    assert 0.02 < shares["b"][1] < 1
+    assert shares["b"][0] >= 0.25
+    assert run.keeper.state.round == 2
+
+
+def nbytes(packet: Packet) -> int:
+    return sum(tensor.numpy().nbytes for tensor in packet.tensors.values())
+
+
+def profile_of(profile: DeviceProfile) -> Tamper:
+    """The device says that it is this one."""
+    return lambda message, tensors: (
+        structs.replace(message, profile=profile) if isinstance(message, Hello) else message,
+        tensors,
+    )
