@@ -153,9 +153,18 @@ class Method:
     def edge(self) -> bool:
         """The device's side runs without torch: gradients through exported graphs, nothing beyond the stock step. A
         factor that rests needs no graph of its own; a base that changes would."""
-        if self.layers.rooms:
-            return False  # graphs are exported for the layers of one plan
-        return not self.mutates_base and all(part_name(getattr(self, slot)) in names for slot, names in _EDGE.items())
+        return not self.needs_torch
+
+    @property
+    def needs_torch(self) -> str:
+        """Why no device without torch can take part, to be read after "its method"; empty: such a device can."""
+        if self.mutates_base:
+            return "changes the base weights, which devices without torch cannot follow"
+        if self.layers.rooms:  # graphs are exported for the layers of one plan
+            return "gives devices other layers every round, for which they need torch"
+        found = ((slot, part_name(getattr(self, slot)), names) for slot, names in _EDGE.items())
+        wrong = [f"{slot} = {name}" for slot, name, names in found if name not in names]
+        return f"has parts that only torch carries out on a device: {', '.join(wrong)}" if wrong else ""
 
     def parts(self) -> dict[str, str]:
         """The name of every part, in the order of the table in docs/methods.md."""
@@ -163,7 +172,12 @@ class Method:
 
 
 SLOTS = tuple(field.name for field in fields(Method) if field.name != "name")
-_EDGE = {"local": {"backprop"}, "probe": {"none"}, "personal": {"none", "keep_B"}, "mask": {"dense", "topk"}}
+_EDGE = {
+    "local": {"backprop", "curriculum"},
+    "probe": {"none", "fisher"},  # of rows; that of neurons is asked for by layers that stay
+    "personal": {"none", "keep_B"},
+    "mask": {"dense", "topk"},
+}
 
 
 @dataclass(frozen=True)

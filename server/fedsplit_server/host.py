@@ -261,10 +261,10 @@ def _admission(parts: Parts, roster: Roster, portions: Portions, planning: Plann
     def files(plan: ClientPlan, backend: str) -> tuple[Asset, ...]:
         if backend == TORCH:
             return parts.files.of(plan)
-        if any(phase.mutates_base for phase in every(parts.keeper.method)):
-            raise FedsplitError("its method changes the base weights, which devices without torch cannot follow")
         if giving:
             raise FedsplitError("its method gives devices other layers every round, for which they need torch")
+        if why := next((phase.needs_torch for phase in every(parts.keeper.method) if phase.needs_torch), ""):
+            raise FedsplitError(f"its method {why}")
         if parts.graphs is None:
             raise FedsplitError("this server has no graphs for devices without torch")
         return parts.graphs.of(plan)
