@@ -21,5 +21,5 @@ def keep_end(
     the base model's config.json."""
     model = offer.run.model
     facts = Facts.of(offer.run, offer.plan, card(config, model.task, len(model.labels)), offer.base)
-    arrays = flatten(result.adapter, result.head)
+    arrays = flatten(result.adapter, result.head) | result.beside
     kept.save(result.round, arrays, {**meta, **notes(facts, result.after)}, best=[result.round])

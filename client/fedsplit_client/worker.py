@@ -21,7 +21,7 @@ from fedsplit.exchange.step import At, Line, Outcome, SplitStep, local_step
 from fedsplit.lora.adapter import Adapter, Head, Sides, Tensor, unflatten
 from fedsplit.lora.patch import whole
 from fedsplit.plan.given import scheduled
-from fedsplit.state.personal import ClientRun
+from fedsplit.state.personal import BESIDE, ClientRun
 from fedsplit.wire import Packet
 from fedsplit.wire.messages import Bye, Evaluate, Finish, Report, Start, Update, Welcome
 from fedsplit_client.cost import Taken, cost_of
@@ -52,6 +52,8 @@ class Result:
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    beside: dict[str, Tensor] = field(default_factory=dict)
+    """What it knows of its rows and neurons, for a run that goes on."""
 
 
 class Worker:
@@ -276,7 +278,8 @@ class Worker:
             self._line.tell(Bye(run=self._run.run.name, client=self._name, reason="finished"))
         before, after = self._measured.get(BEFORE, {}), self._measured.get(finish.round, {})
         adapter = whole(adapter, self._folds.patch)
-        return Result(adapter, head, finish.round, finish.reason, before, after, finish.metrics)
+        beside = {name: array for name, array in self._arrays(finish.round).items() if name.startswith(BESIDE)}
+        return Result(adapter, head, finish.round, finish.reason, before, after, finish.metrics, beside)
 
     def _load(self, message: Start | Evaluate, packet: Packet, trains: Sides = "AB") -> Adapter:
         """The factors that the part starts from."""
@@ -299,10 +302,14 @@ class Worker:
     def _save(self, round: int, best: int = 0) -> None:
         if self._kept is not None:
             rows = {str(round): one for round, one in self._measured.items()}
-            arrays: dict[str, Tensor] = dict(self._own.until(round))
-            if self._fisher.difficulty is not None:
-                arrays[DIFFICULTY] = self._fisher.difficulty
-            self._kept.save(round, arrays, {"measured": rows}, best=[best])
+            self._kept.save(round, self._arrays(round), {"measured": rows}, best=[best])
+
+    def _arrays(self, round: int) -> dict[str, Tensor]:
+        """What this client has for itself and knows of its rows, after that round."""
+        arrays: dict[str, Tensor] = dict(self._own.until(round))
+        if self._fisher.difficulty is not None:
+            arrays[DIFFICULTY] = self._fisher.difficulty
+        return arrays
 
     def _recall(self) -> None:
         rounds = self._kept.rounds() if self._kept is not None else ()

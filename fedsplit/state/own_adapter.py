@@ -15,7 +15,7 @@ from fedsplit.lora.adapter import unflatten
 from fedsplit.lora.peft_folder import CARD, Card, Facts, refuse_other_files, write_adapter
 from fedsplit.state.checkpoints import Checkpoint
 from fedsplit.state.durable import replaced
-from fedsplit.state.personal import ClientRun, RunInfo
+from fedsplit.state.personal import BESIDE, ClientRun, RunInfo
 
 FACTS = "peft"
 """Where a round's notes say what its adapter is of; only the end of a run has all of it."""
@@ -39,7 +39,8 @@ def export_own(folder: Path, out: Path, run: str = "") -> Card:
     end = _end(kept)
     facts: Facts = msgspec.convert(end.meta[FACTS], Facts)
     _refuse_part(facts, kept.path)
-    adapter, head = unflatten(end.arrays)
+    # Beside the factors lies what a run that goes on would need.
+    adapter, head = unflatten({name: array for name, array in end.arrays.items() if not name.startswith(BESIDE)})
     card = Card(
         task=facts.task,
         model=facts.model,

@@ -27,6 +27,8 @@ from fedsplit.state.checkpoints import Arrays, Checkpoint
 from fedsplit.state.durable import drop_folder, make_private, sweep, write_file
 from fedsplit.state.lock import FolderLock
 
+BESIDE = ("fisher/", "difficulty")
+"""How the names begin of what a client knows of its rows and neurons, beside its factors."""
 KEEP = 3
 """Rounds kept: server and client meet at the last common one, and the server may be a round or two behind."""
 

@@ -74,7 +74,7 @@ def _one(run: RunFile, state: GlobalState, group: str) -> GlobalState:
     """The state that has the asked adapter as its own."""
     if any(phase.personal.name != "none" for phase in every(method_of(run))):
         fix = "on a device that holds all layers, export the folder that fedsplit join names at its end"
-        found = f"a run of {run.method.name}, in which every client has its own half of the adapter"
+        found = f"a run of {run.method.name}, in which every client has a part of the adapter for itself"
         raise ConfigError([Problem(str(run.run.dir or run.run.name), found, "a run with one adapter for all", fix)])
     if group not in (state.groups or [""]):
         expected = f"one of {', '.join(state.groups)}" if state.groups else "none: this run has one adapter for all"

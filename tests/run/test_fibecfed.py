@@ -226,10 +226,10 @@ def test_clients_measure_with_their_own_layers(clean: Party) -> None:
     best = clean.keeper.best()[0]
     for name, result in clean.results.items():
         assert result.after["loss"] < result.before["loss"]
-        mine, found = kept(clean, name, best.round), flatten(result.adapter)
-        assert bits({key: found[key] for key in mine if not key.startswith(FISHER)}) == bits(
-            {key: value for key, value in mine.items() if not key.startswith(FISHER)}
-        )
+        mine, found = kept(clean, name, best.round), flatten(result.adapter) | result.beside
+        assert any(key.startswith(FISHER) for key in mine)
+        assert bits({key: found[key] for key in mine}) == bits(mine)
+        assert len(found["difficulty"]) == len(device(clean, name)[1].dataset.train)
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def test_processes_over_tcp_keep_their_layers(tmp_path: Path, few: dict[str, Row
             [folder] = (run.folder / "devices" / name / "runs").iterdir()
             found = load_file(next((folder / "0003").glob("*.safetensors")))
             for factor, array in kept(clean, name, 3).items():
-                assert factor.startswith(FISHER) or found[factor].tobytes() == array.tobytes()
+                assert found[factor].tobytes() == array.tobytes()
 
 
 # ---- reading runs ----------------------------------------------------------------------------------------------------
