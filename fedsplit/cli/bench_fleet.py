@@ -102,7 +102,8 @@ class Result:
     planned_s: float
     seeds: int
     goal: float
-    lifted: Sequence[str] = ()
+    lifted: Sequence[str] | None = None
+    """Devices that got memory for torch; None: nothing was emulated."""
 
     @property
     def rounds(self) -> list[int | None]:
@@ -134,8 +135,14 @@ class Result:
             "seconds": round(statistics.mean(taken), 1) if taken and len(taken) == len(self.curves) else None,
             "spread": f"{min(taken):.0f}–{max(taken):.0f}" if len(taken) > 1 else None,
             "accuracy": round(statistics.mean(c[-1] for c in self.curves), 4) if self.curves else None,
-            "memory": f"more than it has: {', '.join(self.lifted)}" if self.lifted else "fits",
+            "memory": self._memory,
         }
+
+    @property
+    def _memory(self) -> str | None:
+        if self.lifted is None:
+            return None
+        return f"more than it has: {', '.join(self.lifted)}" if self.lifted else "fits"
 
     @property
     def line(self) -> Line | None:
@@ -201,7 +208,7 @@ class Bench:
             planned_s=slowest(way, self._fleet, self._scale.steps),
             seeds=self._seeds,
             goal=self._scale.goal,
-            lifted=() if clock is None else clock["lifted"],
+            lifted=None if clock is None else clock["lifted"],
         )
 
     def _whole(self, way: Way, parts: Result) -> Row:

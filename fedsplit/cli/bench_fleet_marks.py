@@ -58,6 +58,7 @@ class Marks:
     def training(self, run: RunFile, rows: Path, client: str) -> Iterator[int]:
         """Train on ``rows`` from the start as ``run`` says; yields the steps that are done."""
         first = first_state(self._base, run)
+        self._part.train = run.train  # its optimiser begins anew with what is loaded, at this rate
         self._part.load(first.adapter, first.head)
         total, whole = run.train.rounds * run.train.steps, self._base.num_layers
         for step, batches in enumerate(open_feed(rows, run, self._base, client).train(0, total)):

@@ -216,6 +216,9 @@ def test_what_was_learned_is_kept_and_not_learned_again(found: dict[str, Way], m
     pooled = learning.alone("centralised", 0.01, 0, test=True)
     assert pooled is not None
     assert len(pooled["test"]) == 2
+    other = learning.alone("centralised", 1.0, 0, test=True)
+    assert other is not None
+    assert other["test"] != pooled["test"], "another learning rate"
     again = Learning(HOME, Rows(data, out, scale, two), out, scale, only_finished=True)
     assert again.together(way, 0.01, 0, test=True) == tested
     assert again.together(way, 0.02, 0) is None
