@@ -8,8 +8,8 @@ from importlib import import_module
 import psutil
 
 EDGE_BYTES = 76_000_000
-"""A client that has joined, with the sessions of its graphs, on x86-64 Linux: measured in MiniLM as ``w``, 86 MB in all,
-of which its plan counts 11. The process that reads the rows takes no more, before the first graph is loaded."""
+"""A client that has joined, with the sessions of its graphs, on x86-64 Linux: measured in MiniLM as ``w``, 86 MB in
+all, of which its plan counts 11. The process that reads the rows takes no more, before the first graph is loaded."""
 
 
 def runtime_bytes(*, torch: bool) -> int:
