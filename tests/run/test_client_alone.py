@@ -15,11 +15,12 @@ from fedsplit.events import Event, Note
 from fedsplit.testing.loopback import Loopback
 from fedsplit.wire.link import JoinLink
 from fedsplit.wire.messages import Hello
-from fedsplit_client import worker
+from fedsplit_client import gauge, worker
 from fedsplit_client.session import Session
 from tests.run.conftest import Rows, run_file
 from tests.run.party import LAPTOP, written
 from tests.run.processes import Stage
+from tests.waiting import LIMIT_S
 
 
 def test_a_server_that_hangs_is_named_soon(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +53,7 @@ def test_memory_that_ends_in_a_step(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The allocation is a real one that no machine can grant."""
+    monkeypatch.setattr(gauge, "ANSWER_S", LIMIT_S)
     monkeypatch.setattr(worker, "SplitStep", lambda *_: torch.empty(1 << 50))
     data = written(tmp_path / "a.jsonl", rows("a")["a"])
     text = run_file({"a": 'topology = "u"'}, evaluate__every=0)
