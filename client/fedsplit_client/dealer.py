@@ -241,19 +241,19 @@ class Dealer:
 
     def _trouble(self) -> LinkError:
         where = self._link.endpoint
-        match self._monitor.trouble:
-            case Trouble.REFUSED:
-                return Refused(
-                    f"{where} answers but refuses the handshake: the join link holds another server's key, "
-                    "or another program listens there; copy the line that this server printed at its last start"
-                )
-            case Trouble.SILENT:
-                return Timeout(
-                    f"{where} accepts connections but does not answer: the server hangs or is overloaded, "
-                    "or another program listens there; look at the server's terminal"
-                )
+        if self._monitor.trouble is Trouble.REFUSED:
+            return Refused(
+                f"{where} answers but refuses the handshake: the join link holds another server's key, "
+                "or another program listens there; copy the line that this server printed at its last start"
+            )
+        # No event of a connection so far does not mean that there could be none: this machine may be busy.
+        if self._monitor.trouble is Trouble.SILENT or not (reason := _reason(self._link)):
+            return Timeout(
+                f"{where} accepts connections but does not answer: the server hangs or is overloaded, "
+                "or another program listens there; look at the server's terminal"
+            )
         return Closed(
-            f"nothing answers at {where} ({_reason(self._link)}); is the server running, are host and port right, "
+            f"nothing answers at {where} ({reason}); is the server running, are host and port right, "
             "does a firewall let them through?"
         )
 
@@ -268,11 +268,11 @@ def _is_ipv6_only(link: JoinLink) -> bool:
 
 
 def _reason(link: JoinLink) -> str:
-    """What the operating system says about a plain connection; only for the error message."""
+    """What the operating system says about a plain connection; empty where that is possible."""
     try:
         sockets.create_connection((link.host, link.port), timeout=1.0).close()
     except TimeoutError:
         return "no answer to the connection request"
     except OSError as error:
         return (error.strerror or str(error)).lower()
-    return "it was not there a moment ago"
+    return ""

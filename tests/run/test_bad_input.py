@@ -223,7 +223,8 @@ def join(stage: Stage, fedsplit: Command, tmp_path: Path) -> Command:
     return call
 
 
-def test_no_server_there(join: Command) -> None:
+def test_no_server_there(join: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    connects_within(0.5, monkeypatch)
     with HeldPort() as port:
         said = join(link=f"fedsplit://127.0.0.1:{port.number}/?unencrypted")
     assert said.code == 4
@@ -231,7 +232,8 @@ def test_no_server_there(join: Command) -> None:
     assert said.seconds < LIMIT_S
 
 
-def test_a_program_that_takes_connections_and_stays_silent(join: Command) -> None:
+def test_a_program_that_takes_connections_and_stays_silent(join: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    connects_within(0.5, monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         said = join(link=f"fedsplit://127.0.0.1:{port}/?unencrypted")
@@ -429,6 +431,11 @@ def speak_protocol_2(gateway: Gateway, over: threading.Event) -> None:
     while not over.is_set():
         if (incoming := gateway.receive(0.1)) is not None:
             gateway.send(incoming.identity, Refuse(protocol=2, code="protocol", reason="you are old"))
+
+
+def connects_within(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of six: it is waited for in vain."""
+    monkeypatch.setitem(Dealer.__init__.__kwdefaults__, "connect_timeout_s", seconds)
 
 
 def until_joined(stage: Stage) -> None:

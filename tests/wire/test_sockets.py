@@ -155,9 +155,12 @@ def test_an_encrypted_link_to_an_open_server(keys: ServerKeys, own: KeyPair) -> 
         Dealer(keys.link(*gateway.address), own)
 
 
-def test_a_program_that_stays_silent(listener: socket.socket, keys: ServerKeys, own: KeyPair) -> None:
+@pytest.mark.parametrize("connect_timeout_s", [0.0, 0.5], ids=["no event so far", "connected"])
+def test_a_program_that_stays_silent(
+    listener: socket.socket, keys: ServerKeys, own: KeyPair, connect_timeout_s: float
+) -> None:
     with pytest.raises(Timeout, match="accepts connections but does not answer"):
-        Dealer(keys.link(*listener.getsockname()), own, connect_timeout_s=0.5)
+        Dealer(keys.link(*listener.getsockname()), own, connect_timeout_s=connect_timeout_s)
 
 
 def test_a_host_that_does_not_exist(keys: ServerKeys, own: KeyPair) -> None:
