@@ -224,7 +224,7 @@ def test_a_real_interrupt_ends_with_130(tmp_path: Path) -> None:
     (tmp_path / "sleepy.py").write_text("import time\ndef sleepy():\n    print('up', flush=True)\n    time.sleep(60)\n")
     imports = "from fedsplit.cli.main import run\nfrom fedsplit.cli.lazy import Verb\n"
     code = imports + "run(['s'], [Verb('s', 'sleepy:sleepy', '')])"
-    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "server"), str(ROOT / "client"), str(tmp_path)])
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": path},
