@@ -106,12 +106,17 @@ def processor_seconds(code: str) -> float:
     return min(float(python(timed + code).stderr) for _ in range(5))
 
 
+def quick_s() -> float:
+    """Thirty starts of Python alone: 0.3 s, and more on a machine whose caches others fill."""
+    return max(0.3, 30 * processor_seconds("pass"))
+
+
 def test_import_is_quick_and_needs_no_torch() -> None:
-    assert processor_seconds("import fedsplit") < 0.3
+    assert processor_seconds("import fedsplit") < quick_s()
 
 
 def test_help_is_quick_and_needs_no_torch() -> None:
-    assert processor_seconds("from fedsplit.cli.main import run; run(['--help'])") < 0.3
+    assert processor_seconds("from fedsplit.cli.main import run; run(['--help'])") < quick_s()
     shown = fedsplit("--help")
     assert shown.returncode == 0, shown.stderr
     assert all(verb.name in shown.stdout for verb in VERBS)
@@ -325,4 +330,4 @@ def test_a_reader_that_leaves_early_hears_nothing(verb: tuple[str, ...]) -> None
         child.stdout.close()  # before it has written anything
         assert child.stderr is not None
         assert child.stderr.read() == b""
-        assert child.wait(60) == 1
+        assert child.wait(240) == 1
