@@ -20,6 +20,7 @@ pytest.importorskip("onnxscript")
 from fedsplit import assets  # noqa: E402
 from fedsplit.edge.client import EdgeClient  # noqa: E402
 from fedsplit.lora.adapter import flatten  # noqa: E402
+from fedsplit.method.registry import cards  # noqa: E402
 from fedsplit.wire.messages import Backward, Forward, Update  # noqa: E402
 from tests.run.conftest import run_file  # noqa: E402
 from tests.run.party import Party, written  # noqa: E402
@@ -130,9 +131,16 @@ PARTS: dict[str, dict[str, object]] = {
     "factors of its own": {"method__name": "fedsa-lora"},
     "codecs": {"wire__codecs": ["int8"]},
 }
+OTHERS = {card.name for card in cards() if card.edge} - {parts.get("method__name") for parts in PARTS.values()}
 
 
-@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        *(pytest.param(parts, id=name) for name, parts in PARTS.items()),
+        *(pytest.param({"method__name": name}, id=name, marks=pytest.mark.soak) for name in sorted(OTHERS)),
+    ],
+)
 def test_parts_of_methods_are_carried_out_without_torch(tmp_path: Path, run: Run, parts: dict[str, object]) -> None:
     """With the graphs of the run: messages as large as torch's, and torch's losses."""
     settings: dict[str, object] = {**SETTINGS, **parts}
