@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedsplit.cli.bench_fleet_clock import Clock, Clocks, seconds
+from fedsplit.cli.bench_fleet_clock import Clocks, seconds
 from fedsplit.cli.bench_fleet_learning import POOLED, Curve, Learning, Rows, keep
 from fedsplit.cli.bench_fleet_plot import Line, check_target, draw
 from fedsplit.cli.bench_fleet_ways import WAYS, Scale, Way, alone, slowest, ways
@@ -28,8 +28,6 @@ from fedsplit.errors import ConfigError, Problem
 FLEET = "home"
 POOLED_ON = "laptop"
 """The device that has everybody's rows in the centralised run."""
-LOCAL = "FedIT"
-"""The way whose devices each hold the whole model: its steps are those of a device that trains alone."""
 
 
 def rows(
@@ -181,13 +179,12 @@ class Bench:
         """The ways, one of them as a whole, then all rows in one place, then each device alone."""
         self.results = [self._together(way) for way in some]
         again = [self._whole(way, one) for way, one in zip(some, self.results, strict=True) if way.name == whole]
-        steps = next((self._clocks.of(way) for way in some if way.name == LOCAL), None)
         singly = alone(self._fleet, self._scale)
-        pooled = self._alone(POOLED, POOLED_ON, singly, steps, None)
+        pooled = self._alone(POOLED, POOLED_ON, singly, None)
         self.results.append(pooled)
         for name in self._fleet.devices:
             # Tuned on everybody's rows, which is more than a device by itself could do.
-            self.results.append(self._alone(name, name, singly, steps, pooled.rate))
+            self.results.append(self._alone(name, name, singly, pooled.rate))
         together = len(some)
         return [*(one.row for one in self.results[:together]), *again, *(one.row for one in self.results[together:])]
 
@@ -232,11 +229,10 @@ class Bench:
         taken = None if clock is None or count is None else seconds(clock) + sum(clock["closed"][: count - 1])
         return {**one.row, "seconds": None if taken is None else round(taken, 1)}
 
-    def _alone(self, name: str, device: str, singly: Way, steps: Clock | None, rate: float | None) -> Result:
+    def _alone(self, name: str, device: str, singly: Way, rate: float | None) -> Result:
         if rate is None:
             rate = best({rate: self._learning.alone(name, rate, 0) for rate in self._rates})
         curves = [] if rate is None else self._tests(lambda seed: self._learning.alone(name, rate, seed, test=True))
-        taken = (steps or {"steps": {}})["steps"].get(device, [])[1:]
         plan = next(one for one in singly.plan.clients if one.client == device)
         assert plan.estimate is not None
         return Result(
@@ -246,7 +242,7 @@ class Bench:
             rate=rate,
             curves=curves,
             every=self._scale.rounds // len(curves[0]) if curves else 1,
-            round_s=self._scale.steps * statistics.median(taken) if taken else None,
+            round_s=None,  # nobody to wait for: what a device computes alone is what is planned of it
             planned_s=self._scale.steps * plan.estimate.step_s,
             seeds=self._seeds,
             goal=self._scale.goal,
