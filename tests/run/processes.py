@@ -21,6 +21,7 @@ from tests.run.party import LAPTOP
 from tests.waiting import LIMIT_S, wait_for
 
 ROOT = Path(__file__).parents[2]
+PATHS = os.pathsep.join(str(ROOT / part) for part in (".", "server", "client"))
 PROGRAM = (sys.executable, "-m", "fedsplit")
 
 
@@ -32,7 +33,8 @@ def dies_at(
 ) -> tuple[str, ...]:
     """``program``, which sends itself a signal as soon as it has said an event of this kind with these fields."""
     said = json.dumps({"event": event.__name__, **fields})
-    return (program[0], str(Path(__file__).with_name("mortal.py")), str(int(number)), said, *program[1:])
+    path = os.pathsep.join([str(Path(__file__).with_name("mortal")), PATHS])
+    return ("env", f"DIES_AT={int(number)} {said}", f"PYTHONPATH={path}", *program)
 
 
 @dataclass
@@ -45,8 +47,7 @@ class Process:
     fresh: queue.SimpleQueue[Event | None] = field(default_factory=queue.SimpleQueue)
 
     def __post_init__(self) -> None:
-        paths = os.pathsep.join(str(ROOT / part) for part in (".", "server", "client"))
-        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+        environment = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
         self.child = subprocess.Popen(
             [*self.program, *self.words],
             stdin=subprocess.DEVNULL,
