@@ -147,7 +147,8 @@ class Result:
         """For the picture; None where there is nothing to draw."""
         if not self.curves or self.every > 1:
             return None
-        return Line(self.name, self._second_s * self.every, self.curves)
+        name = self.name if self.round_s is not None else f"{self.name}, as planned"
+        return Line(name, self._second_s * self.every, self.curves)
 
 
 def reached(curve: Sequence[float], goal: float, every: int = 1) -> int | None:
