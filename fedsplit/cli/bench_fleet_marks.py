@@ -20,6 +20,7 @@ from fedsplit.lora.adapter import Adapter, unflatten
 from fedsplit.method.record import GlobalState
 from fedsplit.split.base import open_base
 from fedsplit.state.checkpoints import Checkpoint
+from fedsplit.state.personal import BESIDE
 from fedsplit.train.exam import Exam
 from fedsplit.train.exported import model_folder
 from fedsplit.train.feed import open_feed
@@ -86,4 +87,4 @@ def accuracy(exam: Marking, kept: Kept) -> float:
 def _layers(own: Checkpoint) -> Adapter:
     """The factors among what a client has for itself."""
     names = own.meta.get("own", own.arrays)
-    return unflatten({name: own.arrays[name] for name in names if not name.startswith(("head/", "fisher/"))})[0]
+    return unflatten({name: own.arrays[name] for name in names if not name.startswith(("head/", *BESIDE))})[0]

@@ -180,7 +180,9 @@ def test_layers_that_stay_on_clients_are_measured_with_each_and_averaged(tmp_pat
         own = {key: rounds.factors(seed + 5, key)}
         marks.append(float(own[key].A_RN.sum()))
         folder = tmp_path / "devices" / client / "runs" / "one"
-        checkpoints.save(folder, 1, {**flatten(own), "fisher/x": np.ones(2), "head/y": np.ones(3)})
+        checkpoints.save(
+            folder, 1, {**flatten(own), "fisher/x": np.ones(2), "difficulty": np.ones(4), "head/y": np.ones(3)}
+        )
     keep_own(tmp_path / "devices", ("a", "b", "c"), tmp_path / "states")
     (kept,) = states_of(tmp_path / "states")
     assert accuracy(exam, kept) == pytest.approx(sum(marks) / 2)
