@@ -39,7 +39,7 @@ from fedsplit.devices.load import save
 from fedsplit.devices.profile import SAFETY, DeviceProfile
 from fedsplit.events import Event, Note, RoundClosed, RoundCost
 from fedsplit.method.of_run import method_of
-from fedsplit.method.settled import settled
+from fedsplit.method.record import every
 from fedsplit.plan.timing import ASSUMED_LINK
 from fedsplit.plan.types import ClientPlan
 
@@ -116,7 +116,7 @@ class Clocks:
             folder = Path(scratch)
             run = run_of(way, self._scale, rate=rate, rounds=rounds, data=self._rows.of(0))
             small = [one.client for one in way.plan.clients if self._is_small(one)]
-            edge, lifted = ([], small) if draws_layers(run) else (small, [])
+            edge, lifted = ([], small) if needs_torch(run) else (small, [])
             run_file = self._written(run, folder, lifted)
             flags = {one.name: EDGE if one.name in edge else self._model for one in run.clients}
             saved = folder / "run" / "checkpoints"
@@ -181,9 +181,9 @@ class Clocks:
         return cost.memory_bytes - device.runtime_bytes + TORCH_BYTES > device.budget_bytes
 
 
-def draws_layers(run: RunFile) -> bool:
-    """Whether devices get other layers every round, for which they need torch."""
-    return settled(run, method_of(run)).plan.layers == "rooms"
+def needs_torch(run: RunFile) -> bool:
+    """Whether its method has parts that devices without torch cannot follow."""
+    return any(method.needs_torch for method in every(method_of(run)))
 
 
 def with_torch(device: DeviceProfile) -> DeviceProfile:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedsplit.cli.bench_fleet import Result, best, reached, rows
-from fedsplit.cli.bench_fleet_clock import Heard, own_profile, seconds, with_torch
+from fedsplit.cli.bench_fleet_clock import Heard, needs_torch, own_profile, seconds, with_torch
 from fedsplit.cli.bench_fleet_learning import Learning, Rows, keep_own, states_of
 from fedsplit.cli.bench_fleet_marks import accuracy
 from fedsplit.cli.bench_fleet_plot import Line, draw
@@ -40,7 +40,7 @@ def held(way: Way) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Way]:
-    return {way.name: way for way in ways(HOME, SCALE, ("FedIT", "SplitLoRA", "FedRA", "fedsplit"))}
+    return {way.name: way for way in ways(HOME, SCALE, ("FedIT", "SplitLoRA", "FedRA", "FibecFed", "fedsplit"))}
 
 
 def test_the_small_device_does_not_hold_the_whole_model_at_a_whole_batch(found: dict[str, Way]) -> None:
@@ -66,6 +66,10 @@ def test_the_planned_way_is_fixed_as_planned_and_beats_the_whole_model_on_everyb
     plans = found["fedsplit"].plan.clients
     assert fixed == {one.client: (one.topology.value, (one.cut.c1, one.cut.c2)) for one in plans}
     assert slowest(found["fedsplit"], HOME, SCALE.steps) < slowest(alone(HOME, SCALE), HOME, SCALE.steps)
+
+
+def test_whose_devices_need_torch_is_what_the_method_says(found: dict[str, Way]) -> None:
+    assert {name for name, way in found.items() if needs_torch(run_of(way, SCALE))} == {"FedRA", "FibecFed"}
 
 
 def test_run_files_are_read_back(found: dict[str, Way], tmp_path: Path) -> None:
