@@ -1,24 +1,28 @@
 """What of the factors travels where the method has a mask: the entries that came, and the largest of what was learnt.
 
-Between the two everything trains, also where nothing came: entries outside of what came start from zero.
+Between the two everything trains, also where nothing came: entries outside of what came start from zero, or as they
+were drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fedsplit.errors import DataError, RemoteProtocolError
 from fedsplit.lora.adapter import Adapter, Head, Tensor, flatten
+from fedsplit.lora.first import fitted, onto
 from fedsplit.lora.sparse import entries, packed, unpacked
 from fedsplit.wire import WireTensor
 from fedsplit.wire.messages import Evaluate, Finish, Start
 from fedsplit_client.own import goes_up
 
 
-def filled(message: Start | Evaluate | Finish, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The factors that came, with zeros where the server's mask left entries out.
+def filled(
+    message: Start | Evaluate | Finish, arrays: Mapping[str, Tensor], drawn: Callable[[], Adapter]
+) -> dict[str, Tensor]:
+    """The factors that came, with zeros, or what is ``drawn``, where the server's mask left entries out.
 
-    :raises RemoteProtocolError: the mask is not of the modules that the message names.
+    :raises RemoteProtocolError: the mask is not of the modules that the message names, or these are not here.
     """
     if not isinstance(message, Start) or not message.thinned:
         return dict(arrays)
@@ -27,6 +31,11 @@ def filled(message: Start | Evaluate | Finish, arrays: Mapping[str, Tensor]) -> 
         factors = unpacked(arrays, shapes)
     except DataError as error:
         raise RemoteProtocolError(f"the factors of round {message.round}: {error}") from error
+    if message.drawn:
+        first = flatten(drawn())
+        if unknown := sorted(shapes.keys() - first.keys()):
+            raise RemoteProtocolError(f"the factors of round {message.round} name {unknown[0]}, which is not here")
+        factors = onto(fitted(first, shapes), factors)
     return factors | {name: array for name, array in arrays.items() if not name.startswith("sparse/")}
 
 

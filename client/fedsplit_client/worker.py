@@ -77,7 +77,7 @@ class Worker:
         self._name, self._run, self._place, self._feed = name, run, place, feed
         self._line, self._emit, self._kept, self._owner = line, emit, kept, owner
         self._measured: dict[int, dict[str, float]] = {}
-        self._own = Own(kept, head=run.model.head == "local", drawn=lambda: first_factors(self._part))
+        self._own = Own(kept, head=run.model.head == "local", drawn=self._drawn)
         self._report: Report | None = None
         self._restarts = 0
         self._folds = Folds()
@@ -90,6 +90,9 @@ class Worker:
     @property
     def _part(self) -> Part:
         return self._place.part
+
+    def _drawn(self) -> Adapter:
+        return first_factors(self._part)
 
     @property
     def _coded(self) -> Line:
@@ -289,7 +292,7 @@ class Worker:
 
     def _factors(self, message: Start | Evaluate | Finish, packet: Packet) -> tuple[Adapter, Head]:
         """What the server sent for a round, with what is our own as it was then."""
-        return self._own.whole(message, filled(message, self._folds.take(message, packet)))
+        return self._own.whole(message, filled(message, self._folds.take(message, packet), self._drawn))
 
     def _keep(self, asked: Evaluate, metrics: dict[str, float]) -> None:
         if asked.phase == "before":

@@ -41,7 +41,7 @@ WAYS = {
     "dense": Way(),
     "int8": Way('[wire]\ncodecs = ["int8"]\n'),
     "int4": Way('[wire]\ncodecs = ["int4"]\n'),
-    "flasc": Way('[method]\nname = "flasc"\n', "round_bytes"),
+    "flasc": Way('[method]\nname = "flasc"\n[method.options]\nof = "changes"\nserver_opt = "replace"\n', "round_bytes"),
     "body4": Way("", "body_bytes", 4),
 }
 

@@ -56,6 +56,10 @@ class EdgeClient:
         """What was trained, as it is now."""
         return self._part.read()
 
+    def drawn(self) -> Adapter:
+        """The first factors of what is here."""
+        return self._part.drawn()
+
     # ---- a step ------------------------------------------------------------------------------------------------------
 
     def forward(self, index: int, batch: Batch, key: Key) -> WireTensor:

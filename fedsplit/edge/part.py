@@ -27,6 +27,7 @@ from fedsplit.edge.optim import Stepper
 from fedsplit.edge.runner import Floats, Lookup, Runner
 from fedsplit.errors import DataError
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey, Sides
+from fedsplit.lora.first import draw
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.lora.patch import Patch
 from fedsplit.plan.edge import LOGITS_BYTES
@@ -96,6 +97,16 @@ class EdgePart:
                     scale = np.float32(self._scale(a_RN.shape[0]))
                     adapter[ModuleKey(layer, short.removesuffix(A))] = LowRank(b_MR * scale, np.array(a_RN))
         return adapter, {name: np.array(self.tensors[name]) for name in self.manifest.trained}
+
+    def drawn(self) -> Adapter:
+        """The first factors of the layers held here."""
+        shapes, seed, found = self.manifest.shapes, self.run.run.seed, {}
+        for layer, names in self.manifest.factors.items():
+            for short, name in names.items():
+                if short.endswith(A):
+                    a_RN, b_MR = (draw(one, shapes[one], seed, 0.0) for one in (name, name.removesuffix(A) + B))
+                    found[ModuleKey(layer, short.removesuffix(A))] = LowRank(b_MR, a_RN)
+        return found
 
     def _put(self, adapter: Adapter, key: ModuleKey, name: str) -> None:
         if key not in adapter:

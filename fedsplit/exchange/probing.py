@@ -27,12 +27,17 @@ Resting = Mapping[ModuleKey, NDArray[np.bool_]]
 
 
 @runtime_checkable
-class Probed(Protocol):
-    """A part that holds the whole model and can be looked into."""
+class Drawing(Protocol):
+    """A part that knows what its factors were before training."""
 
     def drawn(self) -> Adapter:
         """The first factors of what is here, as everybody draws them from the run's seed."""
         ...
+
+
+@runtime_checkable
+class Probed(Drawing, Protocol):
+    """A part that holds the whole model and can be looked into."""
 
     def neurons(self) -> Neurons:
         """Squared gradient of every row of B, (M,), as ``learn`` left it, alpha/r absorbed."""
@@ -49,10 +54,8 @@ class Probed(Protocol):
 
 def first_factors(part: Part) -> Adapter:
     """``drawn`` of any part that can. Raises RemoteProtocolError where it cannot: the server should not have asked."""
-    if not isinstance(part, Probed):
-        raise RemoteProtocolError(
-            "the server leaves layers to this device, and only one with torch draws their factors"
-        )
+    if not isinstance(part, Drawing):
+        raise RemoteProtocolError("the server counts on the first factors, which this device does not draw")
     return part.drawn()
 
 

@@ -205,12 +205,14 @@ class Local:
 
 @dataclass(frozen=True)
 class Mask:
-    """What share of an adapter goes down and up, chosen how. Raises ConfigError on one that is not in (0, 1]."""
+    """What share of an adapter goes down and up, chosen how. ``changes``: what goes down are changes since the first
+    factors, which everybody draws. Raises ConfigError on a share that is not in (0, 1]."""
 
     name: str
     down: float = 1.0
     up: float = 1.0
     options: Options = field(default_factory=dict)
+    changes: bool = False
 
     def __post_init__(self) -> None:
         wrong = [(way, share) for way, share in (("down", self.down), ("up", self.up)) if not 0 < share <= 1]

@@ -175,7 +175,7 @@ SLOTS = tuple(field.name for field in fields(Method) if field.name != "name")
 _EDGE = {
     "local": {"backprop", "curriculum"},
     "probe": {"none", "fisher"},  # of rows; that of neurons is asked for by layers that stay
-    "personal": {"none", "keep_B"},
+    "personal": {"none", "keep_B", "keep_layers"},
     "mask": {"dense", "topk"},
 }
 

@@ -113,9 +113,12 @@ dense = Mask("dense")
 """All of the adapter travels."""
 
 
-def topk(down: float = 0.25, up: float = 0.25) -> Mask:
-    """The largest entries of all factors together: of the global ones down, of what changed up. Training is dense."""
-    return Mask("topk", down, up)
+def topk(down: float = 0.25, up: float = 0.25, of: Literal["factors", "changes"] = "factors") -> Mask:
+    """The largest entries of all factors together: of the global ones down, of what changed up. Training is dense.
+
+    ``of``: what is measured on the way down, and what the entries left out are: ``factors``: zero; ``changes`` since
+    the first draw: as they were drawn."""
+    return Mask("topk", down, up, changes=of == "changes")
 
 
 def neurons(share: float = 0.5, momentum: float = 0.9, rows: int = 32) -> Mask:

@@ -19,13 +19,13 @@ from torch.utils.checkpoint import checkpoint as again
 
 from fedsplit.config.run import LoraSection, Task
 from fedsplit.errors import ConfigError, InternalError
+from fedsplit.lora.first import draw
 from fedsplit.lora.peft_folder import scale_of
 from fedsplit.seeds import seed
 from fedsplit.split import loss as losses
 from fedsplit.split.base import BUILDING, Base
 from fedsplit.split.beside import Beside
 from fedsplit.split.families import Context
-from fedsplit.split.initial import draw
 from fedsplit.split.inject import ADAPTER, inject
 from fedsplit.split.loader import canonical, materialise, trains
 from fedsplit.split.placement import device_of
@@ -201,11 +201,11 @@ class Segment:
         names = self.base.names(self.task, self._num_labels())
         params = {}
         for name, shape in self.shapes().items():
-            stored = names.stored.get(name)
-            if stored is not None:
+            if (stored := names.stored.get(name)) is not None:
                 value = self.base.checkpoint.tensors[stored].read(torch.float32, self.device)
             else:
-                value = draw(name, shape, run_seed, float(self.base.config.initializer_range)).to(self.device)
+                first = draw(name, shape, run_seed, float(self.base.config.initializer_range))
+                value = torch.from_numpy(first).to(self.device)
             params[name] = value.requires_grad_(self.train_head or self.is_factor(name))
         return params
 

@@ -5,9 +5,10 @@
     int8         a row's values as multiples q of its scale, -127 ≤ q ≤ 127
     int5 int4 int3   groups of 32 values, turned and rounded to 32, 16 or 8 levels (``rotated``)
 
-A row (one token) of int8 is its D values and a float32 scale, max|x| / 127 rounded up to 17 bits, so that q · scale is
-exact in float32: decoding has the same bits everywhere, and what was decoded encodes to the same bytes again. Source:
-per-token absmax, as in LLM.int8() (arXiv:2208.07339). Legend: N rows, D width.
+A row (one token) of int8 is its D values and a bfloat16 scale, so that q · scale is exact in float32: decoding has the
+same bits everywhere. The scale is max|x| / 127 to nearest: the largest q is 127 whatever was rounded, and what was
+decoded encodes to the same bytes again. Where values are rounded at random it is rounded up, so that none is cut off.
+Source: per-token absmax, as in LLM.int8() (arXiv:2208.07339). Legend: N rows, D width.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _TURNED = {"int5": 5, "int4": 4, "int3": 3}
 def row_bytes(codec: str, width: int, raw_bytes: int) -> int:
     """Bytes of one row of ``width`` values, scales included. ``raw_bytes``: of one value as the model computes it."""
     if codec == "int8":
-        return width + 4
+        return width + 2
     if codec in _TURNED:
         return groups_of(width) * group_bytes(_TURNED[codec])
     return width * (raw_bytes if codec == "raw" else 2)
@@ -95,13 +96,14 @@ def plain(tensor: WireTensor, width: int, dtype: str) -> WireTensor:
 
 
 def _int8(x_ND: Floats, chance: np.random.Generator | None) -> NDArray[np.uint8]:
-    scale_N1 = _scales(np.abs(x_ND).max(axis=1, keepdims=True, initial=0.0))
+    scale_N1 = _scales(np.abs(x_ND).max(axis=1, keepdims=True, initial=0.0), up=chance is not None)
     q_ND = _rounded(x_ND / scale_N1, chance).astype(np.int8)
-    return np.concatenate([q_ND.view(np.uint8), scale_N1.astype("<f4").view(np.uint8)], axis=1)
+    scales = (scale_N1.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
+    return np.concatenate([q_ND.view(np.uint8), scales], axis=1)
 
 
 def _from_int8(rows: NDArray[np.uint8], width: int) -> Floats:
-    scale_N1 = np.ascontiguousarray(rows[:, width:]).view("<f4").astype(np.float32)
+    scale_N1 = (np.ascontiguousarray(rows[:, width:]).view("<u2").astype(np.uint32) << 16).view(np.float32)
     if not (np.isfinite(scale_N1) & (scale_N1 > 0)).all():
         raise RemoteProtocolError("a row's scale is not a positive number: the sender encoded it wrongly")
     with np.errstate(over="ignore"):
@@ -115,12 +117,13 @@ def _unturned(rows: NDArray[np.uint8], width: int, bits: int) -> Floats:
     return _finite(values)
 
 
-def _scales(largest: Floats) -> Floats:
-    """Rounded up to 17 bits; 1 where all values are 0, or as good as that."""
-    limit, mask = np.float32(_LIMIT), np.uint32((1 << 7) - 1)
+def _scales(largest: Floats, *, up: bool) -> Floats:
+    """Rounded to a bfloat16; 1 where all values are 0, or as good as that."""
+    limit, mask = np.float32(_LIMIT), np.uint32(0xFFFF)
     bits = (largest.astype(np.float32) / limit).view(np.uint32)
     most = (np.finfo(np.float32).max / limit).view(np.uint32) & ~mask
-    scale: Floats = np.minimum((bits + mask) & ~mask, most).view(np.float32)
+    more = mask if up else np.uint32(0x8000)
+    scale: Floats = np.minimum((bits + more) & ~mask, most).view(np.float32)
     return np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(1.0))
 
 

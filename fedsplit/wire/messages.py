@@ -184,7 +184,8 @@ class Start(Message, tag="start", frozen=True, kw_only=True):
     ``trains``: the factors that learn; the others rest, and do not come back.
 
     ``thinned``: factors that come as the entries of a mask, ``sparse/…`` (``fedsplit.lora.sparse``), instead of whole;
-    the other entries are zero. ``sends``: how many entries of what changed come back, as a mask of the client's own; 0:
+    the other entries are zero; with ``drawn`` they are as everybody draws them first, and those that come are what
+    changed since then. ``sends``: how many entries of what changed come back, as a mask of the client's own; 0:
     the factors whole. ``easiest``: the share of its batches that the client trains on, easiest first; 0: all, in any
     order. ``neurons``: which of its own parameters learn.
 
@@ -202,6 +203,7 @@ class Start(Message, tag="start", frozen=True, kw_only=True):
     trains: Literal["AB", "A", "B"] = "AB"
     since: Count = 0
     thinned: tuple[Thinned, ...] = ()
+    drawn: bool = False
     sends: Count = 0
     easiest: Annotated[float, Meta(ge=0, le=1)] = 0.0
     neurons: Neurons | None = None

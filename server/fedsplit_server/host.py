@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from fedsplit.split.base import Base
 from fedsplit.split.engine import Engine
 from fedsplit.split.lora import keys
 from fedsplit.train.copies import Copies
+from fedsplit.train.start import first_state
 from fedsplit.wire import WireTensor
 from fedsplit.wire.ends import Incoming, ServerEnd
 from fedsplit.wire.messages import Asset, Bye, Chunk, DataSummary, Fetch, Probe, Refuse
@@ -87,7 +89,6 @@ class Host:
         run, engine, keeper = parts.run, parts.engine, parts.keeper
         desk = Desk(engine, Copies(engine.segment, run.server.adapters, run.train, keeper.optimizer), run)
         inference = Inference(engine, run.model)
-        head_modules = [key for key in keys(engine.segment) if key.layer < 0]
         portions = Portions(
             keeper.method,
             rank=run.lora.rank,
@@ -98,7 +99,7 @@ class Host:
             tag_of=self.roster.tag,
             travels=travels(keeper.method, run),
         )
-        letters = Letters(portions, head_modules, heads_return=run.model.head == "fedavg")
+        letters = _letters(parts, portions)
         planning = Planning(run, parts.base, parts.server, self.roster.beside)
         giving = Giving(keeper.method, run) if run.plan.layers == "rooms" else None
         admission = _admission(parts, self.roster, portions, parts.planner or planning, giving)
@@ -246,6 +247,12 @@ class Host:
         if isinstance(event, RoundStarted | RoundClosed):
             self._keeper.moved(event.round, self._meter.take_rest())
         self._emit(event)
+
+
+def _letters(parts: Parts, portions: Portions) -> Letters:
+    first = cache(lambda: first_state(parts.base, parts.run).adapter)
+    head_modules = [key for key in keys(parts.engine.segment) if key.layer < 0]
+    return Letters(portions, head_modules, first=first, heads_return=parts.run.model.head == "fedavg")
 
 
 def _admission(parts: Parts, roster: Roster, portions: Portions, planning: Planner, giving: Giving | None) -> Admission:

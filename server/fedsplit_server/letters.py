@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
 from fedsplit.errors import Refused, RemoteProtocolError
 from fedsplit.exchange.coded import Codecs
 from fedsplit.lora.adapter import Adapter, ModuleKey, Sides, Tensor, flatten, sides, unflatten
+from fedsplit.lora.first import fitted
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.lora.patch import Step
 from fedsplit.method.following import to_send
+from fedsplit.method.parts import Mask
 from fedsplit.method.record import ClientUpdate, GlobalState
 from fedsplit.method.stored import pack_folds
 from fedsplit.wire import WireTensor
@@ -26,19 +28,26 @@ from fedsplit_server.rounds import SENSING, OpenMeasure
 class Letters:
     """``portions`` cuts what a client gets to its plan. ``head_modules``: adapted modules outside the layers that go
     with the head, at the server in topology ``v``. ``heads_return``: the head that a client holds comes back with its
-    update; it does not where it is frozen, or every client's own.
+    update; it does not where it is frozen, or every client's own. ``first``: the factors as they were drawn.
     """
 
     def __init__(
-        self, portions: Portions, head_modules: Collection[ModuleKey] = (), *, heads_return: bool = True
+        self,
+        portions: Portions,
+        head_modules: Collection[ModuleKey] = (),
+        *,
+        first: Callable[[], Adapter],
+        heads_return: bool = True,
     ) -> None:
         self._portions, self._head_modules = portions, frozenset(head_modules)
+        self._first = first
         self._heads_return = heads_return
 
     def start(self, member: Member, opened: Opened, era: int, state: GlobalState, best: int = 0) -> Out:
         """The round begins (again) for this client. ``best``: the round whose state may be asked for at the end."""
         steps, mask = member.plan.steps or opened.steps, self._portions.mask(state, member.plan)
-        thinned, factors = thinning.downward(mask, self._given(member, state))
+        given = self._given(member, state)
+        thinned, factors = thinning.downward(mask, given, self._begun(mask, given))
         message = Start(
             round=opened.round,
             era=era,
@@ -49,6 +58,7 @@ class Letters:
             trains=opened.trains,
             since=self._folds(member, state)[0],
             thinned=thinned,
+            drawn=mask.changes and bool(thinned),
             sends=thinning.sends(mask, self._learning(member, state)),
             easiest=self._portions.easiest(state),
             neurons=self._portions.neurons(state),
@@ -130,8 +140,8 @@ class Letters:
         heads = {name: array for name, array in arrays.items() if name.startswith("head/")}
         factors = {name: array for name, array in arrays.items() if name not in heads}
         mask = self._portions.mask(state, member.plan)
-        held, learning = self._held(member, state), self._learning(member, state)
-        learnt = thinning.arrived(mask, flatten(held), learning, factors, member.name)
+        held, learning = flatten(self._held(member, state)), self._learning(member, state)
+        learnt = thinning.arrived(mask, held, learning, factors, member.name, self._begun(mask, held))
         # What rests did not come: it is what the client was given.
         adapter, head = unflatten(flatten(self._shared(member, self._trained(member, state), state)) | learnt | heads)
         return ClientUpdate(
@@ -146,6 +156,12 @@ class Letters:
     def group(self, member: Member) -> str:
         """The group whose adapter this client trains; empty: the one for everybody."""
         return self._portions.group(member.name)
+
+    def _begun(self, mask: Mask, factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same factors as they were drawn, where the mask is one of changes."""
+        if not mask.changes:
+            return {}
+        return fitted(flatten(self._first()), {name: array.shape for name, array in factors.items()})
 
     def _stays(self, member: Member, state: GlobalState) -> tuple[Thinned, ...]:
         """Names and shapes of the factors that the client has for itself, layers that are not shared."""

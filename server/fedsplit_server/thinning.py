@@ -1,7 +1,8 @@
 """The method's mask at the server: what of the factors goes to a client, and what its answer means for all of them.
 
 The mask down is a function of the state and the plan, so the server knows what a client started from without keeping
-it. What the server itself trains for a client never travels and is never thinned.
+it. What the server itself trains for a client never travels and is never thinned. ``first``: where the mask is one of
+changes, the factors as everybody draws them; else empty.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 
 from fedsplit.errors import DataError, Refused
 from fedsplit.lora.adapter import Tensor
+from fedsplit.lora.first import onto, since
 from fedsplit.lora.sparse import VALUES, entries, packed, tensors_of, thinned, unpacked
 from fedsplit.method.parts import Mask
 from fedsplit.wire.messages import Thinned
@@ -20,13 +22,15 @@ from fedsplit.wire.sparse import kept
 Wanted = dict[str, tuple[str, tuple[int, ...]]]
 
 
-def downward(mask: Mask, factors: Mapping[str, Tensor]) -> tuple[tuple[Thinned, ...], dict[str, Tensor]]:
+def downward(
+    mask: Mask, factors: Mapping[str, Tensor], first: Mapping[str, Tensor]
+) -> tuple[tuple[Thinned, ...], dict[str, Tensor]]:
     """(names and shapes of what was thinned, the tensors that travel)."""
     if mask.down >= 1 or not factors:
         return (), dict(factors)
     count = entries({name: array.shape for name, array in factors.items()})
     shapes = {name: factors[name].shape for name in sorted(factors)}
-    return tuple((name, m, n) for name, (m, n) in shapes.items()), packed(factors, kept(count, mask.down))
+    return tuple((name, m, n) for name, (m, n) in shapes.items()), packed(since(first, factors), kept(count, mask.down))
 
 
 def sends(mask: Mask, trained: Mapping[str, Tensor]) -> int:
@@ -44,7 +48,12 @@ def wanted(mask: Mask, trained: Mapping[str, Tensor]) -> Wanted:
 
 
 def arrived(
-    mask: Mask, held: Mapping[str, Tensor], trained: Mapping[str, Tensor], tensors: Mapping[str, Tensor], who: str
+    mask: Mask,
+    held: Mapping[str, Tensor],
+    trained: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    who: str,
+    first: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """What a client's answer makes of the global factors it ``trained``: they, and what changed at the client since its
     own start, in float64. ``held``: all that it was given, before the mask.
@@ -57,7 +66,8 @@ def arrived(
         except DataError as error:
             raise Refused(f"the update of {who}: {error}") from error
     elif mask.down < 1:
-        start = thinned(held, kept(entries({name: array.shape for name, array in held.items()}), mask.down))
+        count = entries({name: array.shape for name, array in held.items()})
+        start = onto(first, thinned(since(first, held), kept(count, mask.down)))
         changes = {name: np.float64(array) - start[name] for name, array in tensors.items()}
     else:
         return dict(tensors)

@@ -11,6 +11,6 @@ def test_a_method_says_why_it_needs_torch() -> None:
     reasons = {name: method.needs_torch for name, method in methods.items() if isinstance(method, Method)}
     assert "changes the base weights" in reasons["flora"]
     assert "other layers every round" in reasons["fedra"]
-    assert "personal = keep_layers" in reasons["fibecfed"]
+    assert "mask = neurons" in reasons["fibecfed"]
     for card in cards():
         assert card.edge == (not reasons.get(card.name, "")), card.name

@@ -20,10 +20,11 @@ def top(vector: Vector, k: int) -> Vector:
 
 
 def round_of(
-    whole: Vector, steps: Sequence[Vector], weights: Sequence[float], down: float, up: float
+    whole: Vector, steps: Sequence[Vector], weights: Sequence[float], down: float, up: float, first: Vector
 ) -> tuple[Vector, list[Vector]]:
-    """(the next global vector under SGD of rate 1, what each client sends); ``steps``: what training adds locally."""
+    """(the next global vector under SGD of rate 1, what each client sends); ``steps``: what training adds locally;
+    ``first``: what entries are that do not come (in the paper zero)."""
     n = len(whole)
-    start = top(whole, max(1, int(n * down)))
+    start = first + top(whole - first, max(1, int(n * down)))
     sent = [top((start + step) - start, max(1, int(n * up))) for step in steps]
     return whole + sum(w * u for w, u in zip(weights, sent, strict=True)), sent

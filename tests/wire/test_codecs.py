@@ -22,11 +22,11 @@ Floats = NDArray[np.float32]
 LEVELS = {"int5": 16, "int4": 8, "int3": 4}
 """Below zero."""
 X = np.array([[0.0, 1.0, -2.0, 3.5, -3.5], [0.0, 0.0, 0.0, 0.0, 0.0], [1e-8, -3e-8, 7e-8, 2e-8, -5e-8]], np.float32)
-# By hand, the first row: 3.5 / 127 = 0.02756, so 1.0 is 36 = 0x24.
+# By hand, the first row: 3.5 / 127 is 0.02759 in bfloat16, so 1.0 is 36 = 0x24 and -2.0 is -72 = 0xb8.
 GOLDEN = {
     "bf16": "0000803f00c0604060c0000000000000000000002c3201b39633ac3257b3",
     "f16": "0000003c00c0004300c30000000000000000000000000180010000000180",
-    "int8": "0024b77f8100c4e13c00000000000000803f12ca7f24a500821730",
+    "int8": "0024b87f81e23c0000000000803f12ca7f24a61830",
     "int5": "e0e0e0e03d3d3d3dc1c1c1c1b5b5b5b5d8d8d8d8a03c00000000000000000000000000000000ffffffff803f"
     "0000000069696969b2b2b2b278787878b3b3b3b3ac2f",
     "int4": "1d1d1d1de1e1e1e1b5b5b5b5d8d8d8d8203d000000000000000000000000ffffffff803f"
@@ -161,10 +161,7 @@ def test_another_width_is_refused(codec: str, width: int) -> None:
 )
 def test_a_scale_that_no_codec_writes_is_refused(codec: str, scale: float) -> None:
     data = coded(WireTensor.of(X), codec).data.copy()
-    if codec == "int8":
-        data[0, 5:] = np.array([scale], "<f4").view(np.uint8)
-    else:
-        data[0, -2:] = WireTensor.bf16(np.array([scale], np.float32)).data.view(np.uint8)
+    data[0, -2:] = WireTensor.bf16(np.array([scale], np.float32)).data.view(np.uint8)
     with pytest.raises(RemoteProtocolError, match="scale"):
         plain(WireTensor("u8", data, codec), 5, "float32")
 
