@@ -55,7 +55,9 @@ def as_command(verb: Verb, rows: Callable[..., Sequence[Row]]) -> Callable[..., 
 
     def command(**chosen: Any) -> None:
         reporting = {name: chosen.pop(name) for name in _REPORTING}
-        _run(verb.name, lambda: rows(**chosen), **reporting)
+        # What a bench trains is another table than what it counts.
+        table = f"{verb.name}-quality" if chosen.get("quality") else verb.name
+        _run(table, lambda: rows(**chosen), **reporting)
 
     defaults = {"as_json": False, "write_report": False, "report": None}
     parameters = [

@@ -50,7 +50,7 @@ def rows(
 
     ``codecs``: raw first. ``quality``: instead, what training reaches with fewer bytes, on real data in the folder
     ``data``; ``ways``: dense first; ``task``: e2e, ag_news or all; ``seeds``: a run each; ``lines``: a file that gets
-    each row as a line as soon as it is there.
+    each run as a line as soon as it is done; what is there is not run again.
     """
     if quality:
         return qualities(words(ways), task, data, rounds, test_rows, _seeds(seeds), lines)

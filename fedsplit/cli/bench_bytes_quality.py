@@ -4,16 +4,18 @@ Each way is a whole run of four clients (local, two times u, w) with the same ro
 file. ``step_bytes``: of a step of a client in ``u``, both directions, as its socket counted them. ``round_bytes``: the
 factors of the local client, down with Start and up with Update, by the formula that tests hold to the wire.
 ``body_bytes``: frozen weights of a layer at the server. ``of_dense``: the share of that which the way makes less.
-``lost``: points of accuracy, or per cent of perplexity, worse than dense with the same seed; negative: better. Dense
-with several seeds shows how much is chance.
+``lost``: points of accuracy, or per cent of perplexity, worse than dense with the same seed, mean and by seed;
+negative: better.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -26,6 +28,9 @@ from fedsplit.plan.bits import torch_bytes
 from fedsplit.plan.card import card
 from fedsplit.plan.types import ClientPlan, Topology
 from fedsplit.state.rundir import RunDir
+
+Run = dict[str, Any]
+"""What one run moved, held and reached."""
 
 
 @dataclass(frozen=True)
@@ -49,34 +54,47 @@ WAYS = {
 def qualities(
     ways: Sequence[str], task: str, data: Path, rounds: int, test_rows: int, seeds: Sequence[int], lines: str
 ) -> list[Row]:
-    """A row for each task, seed and way. Raises ConfigError unless the ways are known and dense is the first."""
+    """A row for each task and way. Raises ConfigError unless the ways are known and dense is the first."""
     if not ways or ways[0] != "dense":
         raise ConfigError([Problem("--ways", repr(",".join(ways)), "dense first: the others are compared with it")])
     if unknown := [way for way in ways if way not in WAYS]:
         raise ConfigError([Problem("--ways", repr(unknown[0]), f"some of {', '.join(WAYS)}")])
     found: list[Row] = []
     for one in bench_quality.chosen(task, data):
-        for seed in seeds:
-            found += _compared(replace(one, rounds=rounds), ways, data, test_rows, seed, lines)
+        by_seed = [_compared(replace(one, rounds=rounds), ways, data, test_rows, seed, lines) for seed in seeds]
+        found += [_mean(of_way) for of_way in zip(*by_seed, strict=True)]
     return found
 
 
 def _compared(
     task: bench_quality.Task, ways: Sequence[str], data: Path, test_rows: int, seed: int, lines: str
-) -> list[Row]:
-    found: list[Row] = []
+) -> list[Run]:
+    """One seed's runs; those in the file ``lines`` are not run again."""
+    file = Path(lines)
+    kept: list[Run] = list(map(json.loads, file.read_text("utf-8").splitlines())) if lines and file.is_file() else []
+    found: list[Run] = []
     for name in ways:
-        row = _row(task, name, data, test_rows, seed, found[0] if found else None)
-        found.append(row)
-        if lines:
-            with Path(lines).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        wanted = {"task": task.name, "way": name, "seed": seed, "steps": task.rounds * task.steps}
+        known = [row for row in kept if {key: row[key] for key in wanted} == wanted and row["test_rows"] >= test_rows]
+        found.append(known[-1] if known else _run(task, name, data, test_rows, seed, found[0] if found else None))
+        if lines and not known:
+            with file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(found[-1]) + "\n")
     return found
 
 
-def _row(
-    task: bench_quality.Task, name: str, data: Path, test_rows: int, seed: int, dense: Row | None
-) -> dict[str, object]:
+def _mean(runs: Sequence[Run]) -> Row:
+    """One way of one task over the seeds."""
+    first, mean = runs[0], {key: statistics.mean(run[key] for run in runs) for key in ("of_dense", "after", "lost")}
+    same = {key: first[key] for key in ("steps", "test_rows", "metric", "before")}
+    return {
+        "task": first["task"], "way": first["way"], "of_dense": round(mean["of_dense"], 4), **same,
+        "after": round(mean["after"], 4), "lost": round(mean["lost"], 2),
+        "lost_by_seed": ", ".join(f"{run['lost']:g}" for run in runs),
+    }  # fmt: skip
+
+
+def _run(task: bench_quality.Task, name: str, data: Path, test_rows: int, seed: int, dense: Run | None) -> Run:
     way = WAYS[name]
     sizes: dict[str, int] = {}
     one = replace(task, settings=f"{task.settings}\n{way.text}", bits=way.bits)

@@ -63,11 +63,14 @@ def _said(rooms: Mapping[str, int], layers: int) -> str:
     """Who has how much room, and how often that trains a layer."""
     some = [f"{name} {'all' if room == layers else f'any {room}'}" for name, room in rooms.items()]
     total, few = sum(rooms.values()), len(rooms) <= LISTED
-    names = ", ".join(some) if few else f"any {min(rooms.values())} to {max(rooms.values())} a client"
+    least, most = min(rooms.values()), max(rooms.values())
+    many = f"any {least} a client" if least == most else f"any {least} to {most} a client"
+    names = ", ".join(some) if few else many
     line = f"layers held of {layers}: {names}; which ones is drawn every round"
     if total < layers:
         return f"{line}; all rooms together are {total}, so that {layers - total} layers are not trained in a round"
-    return f"{line}; in a round {total / layers:.3g} of {len(rooms)} clients train a layer on average, and at least one"
+    mean = f"{round(total / layers, 2):g} of {len(rooms)} clients"
+    return f"{line}; in a round {mean} train a layer on average, and at least one"
 
 
 def _roomy(question: Question) -> Question:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,23 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         rows(quality=True, seeds="one", data=tmp_path)
     with pytest.raises(DataError, match="no folder ag_news"):
         rows(quality=True, task="ag_news", data=tmp_path)
+
+
+def test_runs_that_are_there_are_not_run_again_and_seeds_are_averaged(tmp_path: Path) -> None:
+    (tmp_path / "ag_news").mkdir()
+    common = {"task": "ag_news", "steps": 20, "test_rows": 100, "metric": "accuracy", "before": 0.25}
+    runs = [
+        {**common, "way": way, "seed": seed, "of_dense": share, "after": after, "lost": lost}
+        for way, seed, share, after, lost in (
+            ("dense", 0, 1.0, 0.8, 0.0),
+            ("dense", 1, 1.0, 0.9, 0.0),
+            ("int8", 0, 0.25, 0.79, 1.0),
+            ("int8", 1, 0.25, 0.92, -2.0),
+        )
+    ]
+    (lines := tmp_path / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    asked = {"task": "ag_news", "data": tmp_path, "rounds": 2, "test_rows": 100, "seeds": "0,1", "lines": str(lines)}
+    dense, int8 = rows(quality=True, ways="dense,int8", **asked)  # type: ignore[arg-type]
+    assert dense["after"] == pytest.approx(0.85)
+    assert (int8["of_dense"], int8["lost"], int8["lost_by_seed"]) == (0.25, -0.5, "1, -2")
+    assert len(lines.read_text().splitlines()) == 4
