@@ -5,9 +5,8 @@ A finished run is never repeated: the same command goes on after Ctrl-C, and mor
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +20,7 @@ from fedsplit.cli.compare_record import CSV, JSON, PICTURE, Comparison, read
 from fedsplit.cli.compare_table import print_comparison
 from fedsplit.cli.compare_variants import candidates, check_comparable, metric_for, seeds_of
 from fedsplit.cli.display import Display
-from fedsplit.cli.interrupts import if_interrupted
+from fedsplit.cli.interrupts import if_interrupted, terminated_like_interrupted
 from fedsplit.cli.place import Device, check_device
 from fedsplit.cli.simulate import run_processes
 from fedsplit.errors import ConfigError, FedsplitError, Problem
@@ -84,21 +83,11 @@ def _made(job: Job, plot: bool) -> Comparison:
             course.examiner = FileExam(Path(job.test), [one.run for one in job.candidates], job.device)
         watch.count = lambda: f"{course.done + 1} of {course.total}"
         stack.enter_context(if_interrupted(lambda: _kept(course)))
-        stack.enter_context(_terminated_like_interrupted())
+        stack.enter_context(terminated_like_interrupted())
         found = course.go()
     if plot:
         write_plot(found, job.out / PICTURE)
     return found
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Whoever ends hours of runs with SIGTERM (a service, a queue's time limit) leaves no process of theirs behind."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Views:

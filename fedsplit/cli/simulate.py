@@ -22,7 +22,7 @@ from fedsplit.cli.display import AccuracyRow, accuracy_table
 from fedsplit.cli.emulated import devices_of, holding, written
 from fedsplit.cli.failures import failure
 from fedsplit.cli.given import as_files, keep, profiles_of
-from fedsplit.cli.interrupts import if_interrupted, kept_in
+from fedsplit.cli.interrupts import if_interrupted, kept_in, terminated_like_interrupted
 from fedsplit.cli.output import view
 from fedsplit.cli.place import Device, check_device
 from fedsplit.cli.serve import JOIN
@@ -107,6 +107,7 @@ def run_processes(
     run = load(run_file)
     _check_clients(run)
     with ExitStack() as stack:
+        stack.enter_context(terminated_like_interrupted())
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedsplit-")))
         devices = devices_of(run, run_file.parent, fleet, profile) if emulate or fleet else {}
         named = {**written(devices, scratch / "devices"), **(profiles or {})}

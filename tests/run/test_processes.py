@@ -5,16 +5,18 @@ The bits to reach come from the same run in one process over the link in memory.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedsplit.config.load import loads
 from fedsplit.events import Measured, RoundClosed, RoundStarted, StepDone
 from tests.run.conftest import Rows, run_file
-from tests.run.party import Party
+from tests.run.party import Party, written
 from tests.run.processes import PROGRAM, Process, Stage, dies_at
 
 CLIENTS = {"a": 'topology = "u"\ncut = [1, 3]', "b": 'topology = "w"', "c": 'topology = "local"'}
@@ -118,3 +120,18 @@ def ends(server: Process, clients: list[Process]) -> str:
         assert client.finished.after
         assert client.finished.reason == "all rounds done"
     return server.finished.digest
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without asking")
+def test_a_terminated_simulation_leaves_no_process_behind(tmp_path: Path, rows: MakeRows) -> None:
+    data = {name: written(tmp_path / f"{name}.jsonl", own) for name, own in rows("ab").items()}
+    clients = {name: f'topology = "local"\ndata = "{path.as_posix()}"' for name, path in data.items()}
+    text = run_file(clients, run__dir=(tmp_path / "run").as_posix(), **LLAMA | {"train__steps": 500})
+    (tmp_path / "run.toml").write_text(text, "utf-8")
+    process = Process(["simulate", str(tmp_path / "run.toml"), "--json"])
+    process.until(StepDone)
+    children = psutil.Process(process.child.pid).children(recursive=True)
+    assert len(children) == 3
+    process.child.terminate()
+    assert "goes on from there" in process.end(expected=130)
+    assert not psutil.wait_procs(children, timeout=10)[1]
