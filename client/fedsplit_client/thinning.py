@@ -27,16 +27,28 @@ def filled(
     if not isinstance(message, Start) or not message.thinned:
         return dict(arrays)
     shapes = {name: (rows, columns) for name, rows, columns in message.thinned}
+    first = flatten(drawn())
+    # Before memory is taken for them.
+    if wrong := next((name for name in shapes if not _fits(shapes[name], first, name)), ""):
+        have = f"{first[wrong].shape} at most" if wrong in first else "no such factor"
+        raise RemoteProtocolError(
+            f"the factors of round {message.round} name {wrong} of {shapes[wrong]}, this device has {have}"
+        )
     try:
         factors = unpacked(arrays, shapes)
     except DataError as error:
         raise RemoteProtocolError(f"the factors of round {message.round}: {error}") from error
     if message.drawn:
-        first = flatten(drawn())
-        if unknown := sorted(shapes.keys() - first.keys()):
-            raise RemoteProtocolError(f"the factors of round {message.round} name {unknown[0]}, which is not here")
         factors = onto(fitted(first, shapes), factors)
     return factors | {name: array for name, array in arrays.items() if not name.startswith("sparse/")}
+
+
+def _fits(shape: tuple[int, int], first: Mapping[str, Tensor], name: str) -> bool:
+    """Whether it is one of this device's factors, at a rank that it may have: at most its module's width."""
+    if name not in first:
+        return False
+    rank, width = shape if name.endswith("/A") else shape[::-1]
+    return width == first[name].shape[1 if name.endswith("/A") else 0] and 0 < rank <= width
 
 
 def upward(start: Start, given: Adapter, adapter: Adapter, head: Head) -> dict[str, WireTensor]:

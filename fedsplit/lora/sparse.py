@@ -79,6 +79,9 @@ def unpacked(tensors: Mapping[str, Tensor], shapes: Shapes) -> dict[str, Tensor]
     count, values_K = entries(shapes), tensors.get(VALUES)
     if values_K is None or values_K.ndim != 1:
         raise DataError(f"a mask without values: expected {VALUES} of one dimension")
+    for name, dtype in ((VALUES, np.float32), (BITS, np.uint8), (AT, np.int32)):
+        if name in tensors and tensors[name].dtype != dtype:
+            raise DataError(f"{name} of {tensors[name].dtype}: expected {np.dtype(dtype)}")
     at_K = _places(tensors, count)
     if at_K.size != values_K.size:
         raise DataError(f"a mask names {at_K.size} entries and brings {values_K.size} values: expected one each")

@@ -85,7 +85,7 @@ def plain(tensor: WireTensor, width: int, dtype: str) -> WireTensor:
             f"expected {wanted} of (tokens, {size})"
         )
     if tensor.codec in _CAST:
-        values = np.asarray(tensor.numpy(), np.float32)
+        values = _finite(np.asarray(tensor.numpy(), np.float32))
     else:
         rows: NDArray[np.uint8] = np.asarray(tensor.data, np.uint8)
         values = _from_int8(rows, width) if tensor.codec == "int8" else _unturned(rows, width, _TURNED[tensor.codec])
@@ -106,8 +106,11 @@ def _from_int8(rows: NDArray[np.uint8], width: int) -> Floats:
     scale_N1 = (np.ascontiguousarray(rows[:, width:]).view("<u2").astype(np.uint32) << 16).view(np.float32)
     if not (np.isfinite(scale_N1) & (scale_N1 > 0)).all():
         raise RemoteProtocolError("a row's scale is not a positive number: the sender encoded it wrongly")
+    q_ND = rows[:, :width].view(np.int8)
+    if (q_ND == -_LIMIT - 1).any():
+        raise RemoteProtocolError(f"a value of {-_LIMIT - 1}, which no sender writes: expected {-_LIMIT} to {_LIMIT}")
     with np.errstate(over="ignore"):
-        return _finite(rows[:, :width].view(np.int8).astype(np.float32) * scale_N1)
+        return _finite(q_ND.astype(np.float32) * scale_N1)
 
 
 def _unturned(rows: NDArray[np.uint8], width: int, bits: int) -> Floats:
@@ -139,5 +142,5 @@ def _rounded(y: Floats, chance: np.random.Generator | None) -> Floats:
 
 def _finite(values: Floats) -> Floats:
     if not np.isfinite(values).all():
-        raise RemoteProtocolError("a scale is too large for its values: the sender encoded it wrongly")
+        raise RemoteProtocolError("a value is not finite, or its scale too large: the sender encoded it wrongly")
     return values

@@ -93,6 +93,7 @@ WRONG = {
     "another rank": (lambda s: s | {BITS: np.zeros(9, "u1")}, "of other modules or another rank"),
     "no values": (lambda s: {BITS: s[BITS]}, "a mask without values"),
     "no places": (lambda s: {VALUES: s[VALUES]}, "a mask without places"),
+    "of another dtype": (lambda s: s | {BITS: s[BITS].astype("f4")}, "sparse/bits of float32: expected uint8"),
     "a value too few": (lambda s: s | {VALUES: s[VALUES][1:]}, "names 20 entries and brings 19 values"),
     "beyond the last": (lambda s: s | {BITS: s[BITS] | np.array([0] * 7 + [1], "u1")}, "beyond the last of 64"),
     "twice": (lambda s: {VALUES: s[VALUES][:2], AT: np.array([5, 5], "i4")}, "do not ascend from 0 to 63"),

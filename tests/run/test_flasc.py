@@ -9,17 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedsplit.errors import RemoteProtocolError
 from fedsplit.events import StepDone
-from fedsplit.lora.adapter import Tensor, flatten
+from fedsplit.lora.adapter import ModuleKey, Tensor, flatten
+from fedsplit.lora.lowrank import LowRank
 from fedsplit.lora.sparse import AT, BITS, VALUES, unpacked
 from fedsplit.method.record import GlobalState
 from fedsplit.testing.faults import Faults
 from fedsplit.train.start import first_state
 from fedsplit.wire.ends import Tensors
 from fedsplit.wire.frames import Packet
-from fedsplit.wire.messages import Evaluate, Finish, Message, Start, Update
+from fedsplit.wire.messages import Evaluate, Finish, Message, Start, Thinned, Update
 from fedsplit.wire.sparse import kept, nbytes
 from fedsplit.wire.tensors import WireTensor
+from fedsplit_client.thinning import filled
 from tests.reference import flasc as reference_of
 from tests.run.conftest import Rows, run_file
 from tests.run.party import Party, base_of, written
@@ -158,6 +161,23 @@ def tampered(wrong: str, message: Message, tensors: Tensors) -> Tensors:
             return tensors | {BITS: WireTensor.of(bits)}
     values[3] = np.nan
     return tensors | {VALUES: WireTensor.of(values)}
+
+
+@pytest.mark.parametrize(
+    "thinned",
+    [
+        (("0/q/A", 2**34, 3),),
+        (("0/q/A", 4, 3),),
+        (("0/q/A", 2, 4),),
+        (("0/q/B", 6, 2),),
+        (("1/q/A", 2, 3),),
+    ],
+)
+def test_factors_that_a_device_does_not_have_are_refused_before_memory_is_taken(thinned: tuple[Thinned, ...]) -> None:
+    mine = {ModuleKey(0, "q"): LowRank(np.zeros((5, 2), "f4"), np.ones((2, 3), "f4"))}
+    start = Start(round=0, era=0, steps=1, first_step=0, base_version=0, adapter_version=0, thinned=thinned, drawn=True)
+    with pytest.raises(RemoteProtocolError, match=f"name {thinned[0][0]} of .* this device has"):
+        filled(start, {VALUES: np.zeros(1, "f4"), AT: np.zeros(1, "i4")}, lambda: mine)
 
 
 @pytest.mark.soak

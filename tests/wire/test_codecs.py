@@ -166,6 +166,18 @@ def test_a_scale_that_no_codec_writes_is_refused(codec: str, scale: float) -> No
         plain(WireTensor("u8", data, codec), 5, "float32")
 
 
+def test_values_that_no_codec_writes_are_refused() -> None:
+    data = coded(WireTensor.of(X), "int8").data.copy()
+    data[0, 0] = 0x80
+    with pytest.raises(RemoteProtocolError, match="-127 to 127"):
+        plain(WireTensor("u8", data, "int8"), 5, "float32")
+    for codec in ("bf16", "f16"):
+        cast = coded(WireTensor.of(X), codec).data.copy()
+        cast.view(np.uint16)[0, 0] = 0x7FC0
+        with pytest.raises(RemoteProtocolError, match="not finite"):
+            plain(WireTensor(codec, cast, codec), 5, "float32")
+
+
 def test_a_coded_forward_is_held_to_its_header() -> None:
     place = {"round": 0, "era": 0, "step": 0, "label_tokens": 1}
     message = Forward(**place, lengths=(3,), starts=(0,), width=3)  # type: ignore[arg-type]
