@@ -67,6 +67,19 @@ def test_parts_and_phases_of_a_run_file() -> None:
     assert (later.server_opt.name, later.merge_rule.name, later.weight_rule.name) == ("momentum", "fedavg", "uniform")
 
 
+def test_a_phase_without_a_name_is_the_method_above() -> None:
+    above = '[method]\nname = "flasc"\noptions = {of = "changes", down = 0.5}\nbut = {weights = "uniform"}\n'
+    method = made(f"{RUN}{above}[[method.phases]]\nround = 1\noptions = {{down = 0.75}}\n")
+    now, later = method.at(0), method.at(1)
+    assert (now.mask.changes, now.mask.down, now.weight_rule.name) == (True, 0.5, "uniform")
+    assert (later.mask.changes, later.mask.down, later.weight_rule.name) == (True, 0.75, "uniform")
+    named = made(f'{RUN}{above}[[method.phases]]\nround = 1\nname = "flasc"\n').at(1)
+    assert (named.mask.changes, named.mask.down, named.weight_rule.name) == (False, 0.25, "samples")
+    with pytest.raises(ConfigError) as error:
+        made(f'{RUN}[method]\noptions = {{weigths = "uniform"}}\n[[method.phases]]\nround = 1\n')
+    assert [one.path for one in error.value.problems] == ["method.options.weigths"]
+
+
 def test_every_part_of_the_defaults_and_every_stock_module_is_on_the_shelf() -> None:
     assert tuple(shelf()) == SLOTS
     for slot, name in Method().parts().items():
