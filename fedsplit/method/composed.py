@@ -90,5 +90,5 @@ def _kept(make: Callable[[], T], problems: list[Problem], path: str = "method") 
     except ConfigError as error:
         if not error.problems:  # the text of a file that does not run
             raise
-        problems += [one._replace(path=path + one.path.removeprefix("method")) for one in error.problems]
+        problems += [one._replace(path=f"{path}.{one.path.removeprefix('method.')}") for one in error.problems]
         return None

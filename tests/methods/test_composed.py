@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from fedsplit.cli.chosen_method import flags_of, options_from, with_method
 from fedsplit.cli.main import make_app
 from fedsplit.cli.verbs import VERBS
 from fedsplit.config.load import dumps, load, loads
-from fedsplit.config.run import MethodSection
+from fedsplit.config.run import MethodSection, PhaseSection
 from fedsplit.errors import ConfigError, IncompatibleParts
 from fedsplit.method import Method, Phases, phases, stock
 from fedsplit.method.check import between, check
@@ -243,11 +244,25 @@ def test_flexlora_keeps_the_global_rank_where_it_is_told() -> None:
         flexlora(global_rank=0)
 
 
-def test_what_a_part_refuses_is_named_by_its_place_in_the_run_file() -> None:
-    share = {"up": 0.0}
-    for section, place in (
-        (MethodSection(name="flasc", options=share), r"^method\.options\.up: found 0\.0"),
-        (MethodSection(but={"mask": {"name": "topk", **share}}), r"^method\.but\.mask\.up: found 0\.0"),
-    ):
-        with pytest.raises(ConfigError, match=place):
-            composed(section)
+@pytest.mark.parametrize(
+    ("section", "place"),
+    [
+        (MethodSection(name="flasc", options={"up": 0.0}), "method.options.up: found 0.0"),
+        (MethodSection(but={"mask": {"name": "topk", "up": 0.0}}), "method.but.mask.up: found 0.0"),
+        (
+            MethodSection(name="flasc", options={"server_learning_rate": float("nan")}),
+            "method.options.server_learning_rate: found nan",
+        ),
+        (MethodSection(name="fibecfed", options={"layers": 0}), "method.options.layers: found 0.0"),
+        (MethodSection(name="fibecfed", options={"neurons": 2.0, "rows": 0}), "method.options.rows: found 0"),
+        (
+            MethodSection(phases=(PhaseSection(round=1, name="flexlora", options={"global_rank": 0}),)),
+            "method.phases[0].options.global_rank: found 0",
+        ),
+        # Two options have that value: which of them it was cannot be told.
+        (MethodSection(name="fibecfed", options={"layers": 0, "neurons": 0}), "method.layers.top_scores.share: found"),
+    ],
+)
+def test_what_a_part_refuses_is_named_by_its_place_in_the_run_file(section: MethodSection, place: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(place)}"):
+        composed(section)
