@@ -46,8 +46,8 @@ def composed(section: MethodSection, rounds: int = 0, folder: Path | None = None
 
 
 def _as_above(phase: PhaseSection, section: MethodSection, *, sound: bool) -> PhaseSection:
-    """A phase without a name: the method above, with what the phase changes. What is wrong above (not ``sound``) is said
-    there, once."""
+    """A phase without a name: the method above, with what the phase changes. What is wrong above (not ``sound``) is
+    said there, once."""
     options, parts = (section.options, section.but) if sound else ({}, {})
     return replace(phase, name=section.name, options={**options, **phase.options}, but={**parts, **phase.but})
 
