@@ -86,8 +86,11 @@ class Factory(Generic[P, M]):
 
     @property
     def card(self) -> Card:
-        """The card; capabilities are those of the method with its defaults, of all phases together."""
-        built: Method | Phases = self.build({})
+        """The card of the method with its defaults."""
+        return self.card_of(self.build({}))
+
+    def card_of(self, built: Method | Phases) -> Card:
+        """The card of what this function made; capabilities are those of all phases together."""
         methods = built.methods if isinstance(built, Phases) else (built,)
         return Card(
             name=self.name,
