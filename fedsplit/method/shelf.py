@@ -14,11 +14,11 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 from fedsplit.errors import ConfigError, Problem
-from fedsplit.method import chosen, merge, ranks, server_opt, stock, weights
+from fedsplit.method import chosen, merge, ranks, rooms, server_opt, stock, weights
 from fedsplit.method.options import Value, checked, made, options_of
 from fedsplit.method.record import KINDS, SLOTS, Method
 
-_MODULES: tuple[ModuleType, ...] = (stock, chosen, ranks, weights, merge, server_opt)
+_MODULES: tuple[ModuleType, ...] = (stock, chosen, rooms, ranks, weights, merge, server_opt)
 Asked = Mapping[str, str | Mapping[str, Value]]
 """Slot to the name of a stock part, or to a table of its ``name`` and its options."""
 

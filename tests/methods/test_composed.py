@@ -24,6 +24,7 @@ from fedsplit.method.parts import Start
 from fedsplit.method.ranks import per_device, uniform
 from fedsplit.method.record import SLOTS, part_name
 from fedsplit.method.registry import cards
+from fedsplit.method.settled import settled
 from fedsplit.method.shelf import shelf
 from fedsplit.methods.flexlora import flexlora
 from fedsplit.train.round import run_round
@@ -96,6 +97,8 @@ def test_the_docs_name_every_stock_part() -> None:
         (line,) = [line for line in page.splitlines() if line.startswith(f"| `{slot}` |")]
         for name, part in parts.items():
             assert f"`{name}" in line or f"`{part_name(part)}" in line, f"docs/methods.md: {slot} lacks {name}"
+        named = re.findall(r"`(\w+)", line.split("|")[3])
+        assert set(named) <= parts.keys(), f"docs/methods.md: a run file cannot say them all for {slot}"
 
 
 @pytest.mark.parametrize(
@@ -154,6 +157,25 @@ def test_phases_that_contradict_each_other_are_refused() -> None:
         check(phases({0: plain, 5: plain.but(start=drawn)}))
     check(phases({0: plain.but(topology=stock.u), 5: plain}))
     assert between(phases({0: plain.but(start=drawn), 5: plain})) == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "later", "said"),
+    [
+        ("fedra", "fedavg", "layers = every, expected random_rooms as before it"),
+        ("fedavg", "fedra", "layers = random_rooms, expected every as before it"),
+        ("splitfed", "splitlora", "shared-concat, expected per-client as before it"),
+    ],
+)
+def test_a_phase_that_settles_otherwise_is_named_with_a_change_that_works(before: str, later: str, said: str) -> None:
+    phase = "[[method.phases]]\nround = "
+    text = f'{RUN}[method]\nname = "{before}"\n{phase}2\n{phase}5\nname = "{later}"\n'
+    run = loads(text)
+    with pytest.raises(ConfigError, match=rf"method.phases\[1\]: found '{later}' from round 5 on with {said}") as error:
+        settled(run, method_of(run))
+    (change,) = re.findall("set (but = .*) there, or remove the phase", str(error.value))
+    mended = loads(f"{text}{change}\n")
+    settled(mended, method_of(mended))
 
 
 def test_files_of_phases_are_found_beside_the_run_file(tmp_path: Path) -> None:
