@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,9 @@ from fedsplit.cli.chosen_method import Options, options_from
 from fedsplit.cli.methods_check import check
 from fedsplit.cli.methods_cost import Cost, costs
 from fedsplit.cli.words import size
+from fedsplit.errors import ConfigError, Problem
 from fedsplit.method.card import Card, factories_of
+from fedsplit.method.options import Value
 from fedsplit.method.registry import AnyFactory, cards, discover, find
 
 app = typer.Typer(help="The federated methods, with their papers.")
@@ -60,15 +62,18 @@ def methods(
 def show(
     name: Annotated[str, typer.Argument(help="A method's name, or ./FILE.py:NAME.")],
     model: Annotated[str, typer.Option(help="Count what travels with this model: minilm, a folder, a hub id.")] = "",
-    rank: Annotated[int, typer.Option(help="Rank of the factors, with --model.")] = 8,
+    rank: Annotated[int | None, typer.Option(help="Rank of the factors, with --model; 8 unless given.")] = None,
     targets: Annotated[str, typer.Option(help="Modules as peft knows them, e.g. query,value; with --model.")] = "",
     options: Options = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
-    """Show one method: its idea and equations, its parts, its options, what it can do, and what it costs."""
-    factory = find(name, folder=Path())
-    card = factory.card
-    made = factory.build(options_from(options))
+    """Show one method, with options if given: idea and equations, parts, what it can do, and what it costs."""
+    if not model:
+        _refuse_without_model(rank, targets)
+    rank = 8 if rank is None else rank
+    factory, given = find(name, folder=Path()), options_from(options)
+    made = factory.build(given)
+    card = factory.card_of(made)
     chosen = tuple(one.strip() for one in targets.split(",") if one.strip())
     counted = costs(made, model, rank, chosen) if model else ()
     if as_json:
@@ -79,12 +84,23 @@ def show(
     console.print(Text("\n" + _explanation(factory) + "\n"), soft_wrap=True)
     console.print(_pairs("part", "stock part", list(card.parts.items())))
     if card.options:
-        rows = [(option.name, f"{option.type}; default {_value(option.default)}") for option in card.options]
-        console.print(_pairs("option", "in [method.options] of the run file", rows))
+        console.print(_pairs("option", "in [method.options] of the run file", _option_rows(card, given)))
     console.print(_pairs("property", "", [(meaning, _yes(card, name)) for name, meaning in CAPABILITIES.items()]))
     console.print(f"numbers that travel for one M x N module at rank R: {card.up} up, {card.down} down")
     if counted:
         console.print(_pairs(f"{model}, rank {rank}", "numbers of one client in one round", _cost_rows(counted)))
+
+
+def _refuse_without_model(rank: int | None, targets: str) -> None:
+    given = {"--rank": rank, "--targets": targets or None}
+    fix = "add --model, e.g. --model minilm: they say what is counted with it"
+    if problems := [Problem(flag, str(value), "none", fix) for flag, value in given.items() if value is not None]:
+        raise ConfigError(problems)
+
+
+def _option_rows(card: Card, given: Mapping[str, Value]) -> list[tuple[str, str]]:
+    here = {name: f"; here {_value(value)}" for name, value in given.items()}
+    return [(one.name, f"{one.type}; default {_value(one.default)}{here.get(one.name, '')}") for one in card.options]
 
 
 def _explanation(factory: AnyFactory) -> str:

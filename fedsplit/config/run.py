@@ -238,11 +238,11 @@ class PhaseSection(Section, frozen=True, kw_only=True):
     round: int
     """The first round of this phase; rounds count from 0."""
     name: str = ""
-    """A method, as in ``[method]``; empty: the one that is named there."""
+    """A method, as in ``[method]``; empty: the one above, with its ``options`` and its ``but``."""
     options: dict[str, int | float | str | bool] = field(default_factory=dict)
-    """That method's settings."""
+    """That method's settings; without a name, those that change."""
     but: dict[str, str | dict[str, int | float | str | bool]] = field(default_factory=dict)
-    """Stock parts in place of that method's own."""
+    """Stock parts in place of that method's own; without a name, those that change."""
 
 
 class MethodSection(Section, frozen=True, kw_only=True):

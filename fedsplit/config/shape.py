@@ -141,7 +141,7 @@ def _items(
 def _scalar_fits(given: Any, info: inspect.Type) -> bool:
     match info:
         case inspect.LiteralType(values=values):
-            return given in values
+            return any(type(given) is type(value) and given == value for value in values)
         case inspect.BoolType():
             return isinstance(given, bool)
         case inspect.IntType():
@@ -172,7 +172,7 @@ def expected(info: inspect.Type) -> str:
     """What a type takes, in words."""
     match info:
         case inspect.LiteralType(values=values):
-            return "one of " + ", ".join(f'"{value}"' for value in values)
+            return "one of " + ", ".join(map(found, values))
         case inspect.VarTupleType(item_type=item) | inspect.ListType(item_type=item):
             return f"a list, each item {expected(item)}"
         case inspect.TupleType(item_types=items):
@@ -206,11 +206,12 @@ def _example(key: str, info: inspect.Type, path: str) -> str:
 
 def _word(given: Any, info: inspect.Type) -> str:
     """The nearest of the words that are allowed, or how the value is written in TOML."""
+    numbers = isinstance(info, inspect.LiteralType) and all(isinstance(value, int) for value in info.values)
+    if isinstance(given, str) and (numbers or isinstance(info, inspect.IntType | inspect.FloatType | inspect.BoolType)):
+        return "write it without quotes"
     if isinstance(info, inspect.LiteralType) and isinstance(given, str):
         near = difflib.get_close_matches(given, [str(value) for value in info.values], 1)
         return f'did you mean "{near[0]}"?' if near else ""
-    if isinstance(given, str) and isinstance(info, inspect.IntType | inspect.FloatType | inspect.BoolType):
-        return "write it without quotes"
     if isinstance(info, inspect.StrType) and isinstance(given, int | float):
         return "write it in quotes"
     return ""

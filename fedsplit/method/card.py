@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import update_wrapper
 from types import ModuleType
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
-from fedsplit.errors import InternalError
+from fedsplit.errors import ConfigError, FedsplitError, InternalError
 from fedsplit.method.options import Option, Value, checked, made, options_of
+from fedsplit.method.own_code import FAILURES, line_in
 from fedsplit.method.record import Method, Phases
 
 P = ParamSpec("P")
@@ -59,17 +60,37 @@ class Factory(Generic[P, M]):
             raise InternalError(f"method {self.name} has no docstring; its first paragraph is the line on its card")
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> M:
-        return replace(self._make(*args, **kwargs), name=self.name)
+        built: object = self._make(*args, **kwargs)
+        if not isinstance(built, Method | Phases):
+            raise TypeError(f"it returns {built!r}")
+        return cast("M", replace(built, name=self.name))
 
     def build(self, options: Mapping[str, Value]) -> M:
-        """The method with options of a run file. Raises ConfigError on unknown ones and wrong types, all at once."""
+        """The method with options of a run file. Raises ConfigError on unknown ones and wrong types, all at once, and
+        where the function fails or returns something else."""
         make: Callable[..., M] = self
-        return made(make, checked(self._make, options, f"method {self.name}"))
+        arguments = checked(self._make, options, f"method {self.name}")
+        try:
+            return made(make, arguments)
+        except FedsplitError:
+            raise
+        except FAILURES as error:
+            said = f"the function {self._make.__name__} makes no method: {type(error).__name__}: {error}"
+            expected = "expected a Method, made of parts as: fedsplit methods show fedavg"
+            raise ConfigError(f"{said}; {expected}", self._place(error)) from error
+
+    def _place(self, error: BaseException) -> str:
+        """``FILE:LINE`` of what failed; where nothing in the file did, of the function."""
+        code = getattr(inspect.unwrap(self._make), "__code__", None)
+        return f"{code.co_filename}:{line_in(code.co_filename, error) or code.co_firstlineno}" if code else self.module
 
     @property
     def card(self) -> Card:
-        """The card; capabilities are those of the method with its defaults, of all phases together."""
-        built: Method | Phases = self.build({})
+        """The card of the method with its defaults."""
+        return self.card_of(self.build({}))
+
+    def card_of(self, built: Method | Phases) -> Card:
+        """The card of what this function made; capabilities are those of all phases together."""
         methods = built.methods if isinstance(built, Phases) else (built,)
         return Card(
             name=self.name,

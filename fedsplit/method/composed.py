@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from fedsplit.config.run import MethodSection, PhaseSection
 from fedsplit.errors import ConfigError, Problem
 from fedsplit.method.check import check
@@ -24,12 +26,13 @@ def composed(section: MethodSection, rounds: int = 0, folder: Path | None = None
     IncompatibleParts where parts or phases contradict each other.
     """
     problems: list[Problem] = []
-    first = _kept(lambda: _one(section, section.name, folder), problems)
+    first = _kept(lambda: _one(section, folder), problems)
     later = {}
     for index, phase in enumerate(section.phases):
         path = f"method.phases[{index}]"
         problems += _when(phase, index, section, rounds)
-        made = _kept(partial(_one, phase, phase.name or section.name, folder), problems, path)
+        asked = phase if phase.name else _as_above(phase, section, sound=first is not None)
+        made = _kept(partial(_one, asked, folder), problems, path)
         if made is not None:
             later[phase.round] = made
     problems += [] if not later else _nested({0: first, **later})
@@ -42,9 +45,16 @@ def composed(section: MethodSection, rounds: int = 0, folder: Path | None = None
     return whole
 
 
-def _one(section: MethodSection | PhaseSection, name: str, folder: Path | None) -> Method | Phases:
+def _as_above(phase: PhaseSection, section: MethodSection, *, sound: bool) -> PhaseSection:
+    """A phase without a name: the method above, with what the phase changes. What is wrong above (not ``sound``) is
+    said there, once."""
+    options, parts = (section.options, section.but) if sound else ({}, {})
+    return replace(phase, name=section.name, options={**options, **phase.options}, but={**parts, **phase.but})
+
+
+def _one(section: MethodSection | PhaseSection, folder: Path | None) -> Method | Phases:
     problems: list[Problem] = []
-    made = _kept(lambda: find(name, folder).build(section.options), problems)
+    made = _kept(lambda: find(section.name, folder).build(section.options), problems)
     parts = _kept(lambda: parts_from(section.but), problems)
     if problems or made is None or parts is None:
         raise ConfigError(problems)
@@ -80,5 +90,5 @@ def _kept(make: Callable[[], T], problems: list[Problem], path: str = "method") 
     except ConfigError as error:
         if not error.problems:  # the text of a file that does not run
             raise
-        problems += [one._replace(path=path + one.path.removeprefix("method")) for one in error.problems]
+        problems += [one._replace(path=f"{path}.{one.path.removeprefix('method.')}") for one in error.problems]
         return None

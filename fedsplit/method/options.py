@@ -82,13 +82,16 @@ def made(make: Callable[..., T], arguments: Mapping[str, Any], path: str = "meth
     try:
         return make(**arguments)
     except ConfigError as error:
-        places = [one.path.rpartition(".")[2] for one in error.problems]
-        raise ConfigError(
-            [
-                problem._replace(path=f"{path}.{name}") if name in arguments else problem
-                for problem, name in zip(error.problems, places, strict=True)
-            ]
-        ) from None
+        if not error.problems:
+            raise
+        raise ConfigError([_placed(one, arguments, path) for one in error.problems]) from None
+
+
+def _placed(problem: Problem, arguments: Mapping[str, Any], path: str) -> Problem:
+    """A part calls its parameters by other names than the method's options: then the value tells which one it was."""
+    name = problem.path.rpartition(".")[2]
+    meant = [name] if name in arguments else [key for key, value in arguments.items() if repr(value) == problem.found]
+    return problem._replace(path=f"{path}.{meant[0]}") if len(meant) == 1 else problem
 
 
 def _unknown(path: str, name: str, owner: str, known: Mapping[str, Option]) -> Problem:

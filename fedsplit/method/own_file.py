@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from fedsplit.errors import ConfigError, Problem
 from fedsplit.method.card import Factory, factories_of
+from fedsplit.method.own_code import FAILURES, line_in
 
 _PATH = "method.name"
 
@@ -66,17 +66,8 @@ def _run(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up while they are made
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the file may raise anything
+    except FAILURES as error:
         del sys.modules[name]
-        line = next(
-            (
-                frame.lineno
-                for frame in reversed(traceback.extract_tb(error.__traceback__))
-                if frame.filename == str(path)
-            ),
-            None,
-        )
-        raise ConfigError(
-            f"the method file does not run: {type(error).__name__}: {error}", f"{path}:{line or 1}"
-        ) from error
+        where = f"{path}:{line_in(str(path), error) or 1}"
+        raise ConfigError(f"the method file does not run: {type(error).__name__}: {error}", where) from error
     return module

@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from fedsplit.errors import ConfigError, Problem
 from fedsplit.method import merge as merges
@@ -92,6 +93,11 @@ class Method:
     server_opt: ServerOpt = server_opts.replace
     """From the merged tensor to the next global one."""
 
+    def __post_init__(self) -> None:
+        """Raises TypeError on what is no part."""
+        if wrong := [said for slot in SLOTS if (said := _misfit(slot, getattr(self, slot)))]:
+            raise TypeError("; ".join(wrong))
+
     def but(self, **parts: Any) -> Method:
         """The same method with other parts. Raises ConfigError on a part that does not exist."""
         if unknown := sorted(set(parts) - set(SLOTS) - {"name"}):
@@ -172,6 +178,11 @@ class Method:
 
 
 SLOTS = tuple(field.name for field in fields(Method) if field.name != "name")
+_HINTS = get_type_hints(Method)
+KINDS: Mapping[str, type[Any]] = {
+    slot: next(kind for kind in (*get_args(_HINTS[slot]), _HINTS[slot]) if inspect.isclass(kind)) for slot in SLOTS
+}
+"""Slot to the type of its parts; a plain function may stand for some."""
 _EDGE = {
     "local": {"backprop", "curriculum"},
     "probe": {"none", "fisher"},  # of rows; that of neurons is asked for by layers that stay
@@ -187,6 +198,12 @@ class Phases:
     starts: tuple[int, ...]
     methods: tuple[Method, ...]
     name: str = "phases"
+
+    def __post_init__(self) -> None:
+        """Raises TypeError on what is no method."""
+        for start, one in zip(self.starts, self.methods, strict=True):
+            if not isinstance(one, Method):
+                raise TypeError(f"from round {start} on there is {_shown(one)}, expected a Method without phases")
 
     def at(self, round: int) -> Method:
         """The method in force in that round (rounds count from 0)."""
@@ -209,6 +226,22 @@ def phases(schedule: Mapping[int, Method]) -> Phases:
 def every(method: Method | Phases) -> tuple[Method, ...]:
     """The methods of all phases."""
     return method.methods if isinstance(method, Phases) else (method,)
+
+
+def _misfit(slot: str, part: object) -> str:
+    """What is wrong with ``part`` in that place; empty: it fits."""
+    kind, takes_functions = KINDS[slot], _HINTS[slot] is not KINDS[slot]
+    if isinstance(part, kind):
+        return ""
+    if takes_functions and callable(part) and not isinstance(part, (type, *KINDS.values())):
+        return ""
+    instead = f", such as {part_name(part)}(...)" if inspect.isfunction(part) else ""
+    return f"{slot} is {_shown(part)}, expected a {kind.__name__}{' or a function' * takes_functions}{instead}"
+
+
+def _shown(value: object) -> str:
+    named = hasattr(value, "name") or hasattr(value, "__name__")
+    return f"the {type(value).__name__} {part_name(value) if named else repr(value)}"
 
 
 def part_name(part: object) -> str:

@@ -23,6 +23,7 @@ from fedsplit.errors import ConfigError, Problem
 from fedsplit.method.card import Card, Factory, factories_of
 from fedsplit.method.check import check
 from fedsplit.method.options import Value
+from fedsplit.method.own_code import FAILURES
 from fedsplit.method.own_file import factory_in_file, is_file
 from fedsplit.method.record import Method, Phases
 
@@ -45,7 +46,7 @@ def discover() -> Found:
     for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
         try:
             factory = point.load()
-        except Exception as error:  # a plug-in may raise anything; it must not take the others down
+        except FAILURES as error:  # it must not take the others down
             broken[point.name] = f"{type(error).__name__}: {error}"
             continue
         if not isinstance(factory, Factory):

@@ -6,7 +6,7 @@ file contradict each other, both are named.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from msgspec import structs
 
@@ -80,19 +80,36 @@ def _adapters(run: RunFile, method: Method | Phases, places: Sequence[Placement]
     asked = sorted({place.server for place in places if place.server})
     said = run.server.adapters
     if len(asked) > 1:
-        words = "phases that hold the body's factors in one way"
-        yield Problem("method", f"{method.name!r} with {' and '.join(asked)}", words)
+        before = next(place.server for place in places if place.server)
+        path, which, one = _first(run, method, lambda one: one.topology.server not in ("", before))
+        fix = f'set but = {{ topology = {{ name = "split", server = "{before}" }} }} there, or remove the phase'
+        words = f"{before} as before it: the server holds the body's factors in one way for the whole run"
+        yield Problem(path, f"{which} with {one.topology.server}", words, fix)
     elif asked and said not in ("", asked[0]):
         fix = "remove it, or take another method or option (fedsplit methods)"
         words = f'"{asked[0]}" with method {method.name!r} ({places[0].name})'
         yield Problem("server.adapters", found(said), words, fix)
 
 
+def _first(run: RunFile, method: Method | Phases, differs: Callable[[Method], bool]) -> tuple[str, str, Method]:
+    """The first phase that is different: its place in the run file (phases may also be a method's own), its name with
+    its round, and itself."""
+    starts = method.starts if isinstance(method, Phases) else (0,)
+    start, one = next((start, one) for start, one in zip(starts, every(method), strict=True) if differs(one))
+    places = [f"method.phases[{i}]" for i, phase in enumerate(run.method.phases) if phase.round == start]
+    return next(iter(places), "method"), f"{one.name!r} from round {start} on", one
+
+
 def _layers(run: RunFile, method: Method | Phases) -> Iterator[Problem]:
     rooms = {one.layers.rooms for one in every(method)}
     said = run.plan.layers
     if len(rooms) > 1:
-        yield Problem("method", f"{method.name!r}, which gives layers out in some rounds alone", "all rounds alike")
+        before = every(method)[0].layers
+        path, which, one = _first(run, method, lambda one: one.layers.rooms != before.rooms)
+        local = 'topology = "local", ' if before.rooms else ""
+        fix = f'set but = {{ {local}layers = "{before.name}" }} there, or remove the phase'
+        words = f"{before.name} as before it: layers are given out in all rounds or in none"
+        yield Problem(path, f"{which} with layers = {one.layers.name}", words, fix)
     elif rooms == {True} and said == "fit":
         words = f'"all" with method {method.name!r}, which itself decides which layers a device holds'
         yield Problem("plan.layers", found(said), words, "remove it")

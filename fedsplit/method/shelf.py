@@ -11,14 +11,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import ModuleType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from fedsplit.errors import ConfigError, Problem
-from fedsplit.method import chosen, merge, ranks, server_opt, stock, weights
+from fedsplit.method import chosen, merge, ranks, rooms, server_opt, stock, weights
 from fedsplit.method.options import Value, checked, made, options_of
-from fedsplit.method.record import SLOTS, Method
+from fedsplit.method.record import KINDS, SLOTS, Method
 
-_MODULES: tuple[ModuleType, ...] = (stock, chosen, ranks, weights, merge, server_opt)
+_MODULES: tuple[ModuleType, ...] = (stock, chosen, rooms, ranks, weights, merge, server_opt)
 Asked = Mapping[str, str | Mapping[str, Value]]
 """Slot to the name of a stock part, or to a table of its ``name`` and its options."""
 
@@ -28,7 +28,7 @@ def shelf() -> Mapping[str, Mapping[str, Any]]:
     """``{slot: {name: part, or function that makes one}}``, the default first."""
     found: dict[str, dict[str, Any]] = {}
     defaults = Method()
-    for slot, kind in _kinds().items():
+    for slot, kind in KINDS.items():
         parts = {getattr(defaults, slot).name: getattr(defaults, slot)}
         for module in _MODULES:
             held: list[Any] = [part for part in vars(module).values() if isinstance(part, kind)]
@@ -77,14 +77,6 @@ def _complete(make: Callable[..., Any], arguments: dict[str, Value], path: str) 
     if missing := [name for name in needed if name not in arguments]:
         raise ConfigError([Problem(f"{path}.{name}", "nothing", words.get(name, "a value")) for name in missing])
     return arguments
-
-
-def _kinds() -> dict[str, type[Any]]:
-    """Slot to the type of its parts; a plain function may stand for some, but has no place on the shelf."""
-    hints = get_type_hints(Method)
-    return {
-        slot: next(kind for kind in (*get_args(hints[slot]), hints[slot]) if inspect.isclass(kind)) for slot in SLOTS
-    }
 
 
 def _makes(make: Callable[..., Any] | Any, kind: type, module: ModuleType) -> bool:

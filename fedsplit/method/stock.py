@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Literal
 
 from array_api_compat import array_namespace
@@ -79,7 +80,7 @@ stays on the device."""
 def sensitivity(radius: float = 0.05, rows: int = 32) -> Probe:
     """How far each layer's output moves, relatively, when the embeddings of a row move by ``radius`` of their norm in a
     random direction: the mean over ``rows`` rows. One number a layer goes to the server, before the first round. Raises
-    ConfigError on a radius or a number of rows that is not above 0."""
+    ConfigError on a radius or a number of rows that is not a positive number."""
     _positive("probe.sensitivity", radius=radius, rows=rows)
     return Probe("sensitivity", {"radius": radius, "rows": rows}, frozenset({SENSITIVITY}))
 
@@ -91,8 +92,9 @@ def fisher_and_sensitivity(radius: float = 0.05, rows: int = 32) -> Probe:
 
 
 def _positive(path: str, **values: float) -> None:
-    if problems := [Problem(f"{path}.{name}", repr(value), "above 0") for name, value in values.items() if value <= 0]:
-        raise ConfigError(problems)
+    wrong = [(name, value) for name, value in values.items() if not 0 < value < inf]
+    if wrong:
+        raise ConfigError([Problem(f"{path}.{name}", repr(value), "a positive number") for name, value in wrong])
 
 
 backprop = Local("backprop")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
+from fedsplit.method.own_code import FAILURES, line_in
 from fedsplit.method.record import Method, Phases
 from fedsplit.testing.laws import LAWS, Broken, Law
 from fedsplit.testing.rounds import Case
@@ -40,15 +40,11 @@ def _broken(law: Law, case: Case, file: str) -> str:
         law.holds(case)
     except Broken as error:
         return str(error)
-    except Exception as error:  # a function of one's own may raise anything
-        return f"{type(error).__name__}: {error}{_line(error, file)}"
+    except FAILURES as error:
+        return f"{type(error).__name__}: {error}{_place(error, file)}"
     return ""
 
 
-def _line(error: Exception, file: str) -> str:
-    own = [one for one in traceback.extract_tb(error.__traceback__) if file and _same(one.filename, file)]
-    return f" ({PurePath(own[-1].filename).name}:{own[-1].lineno})" if own else ""
-
-
-def _same(one: str, other: str) -> bool:
-    return Path(one).resolve() == Path(other).resolve()
+def _place(error: BaseException, file: str) -> str:
+    line = line_in(file, error)
+    return f" ({PurePath(file).name}:{line})" if line else ""

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from fedsplit.errors import ConfigError, FedsplitError, Problem
 from fedsplit.lora.adapter import ModuleKey
 from fedsplit.lora.lowrank import LowRank
+from fedsplit.method.own_code import FAILURES
 from fedsplit.method.parts import Ask
 from fedsplit.method.record import ClientUpdate, GlobalState, Method, Phases, part_name
 from fedsplit.seeds import generator
@@ -47,7 +48,7 @@ def _round(state: GlobalState, method: Method, name: str, ranks: Mapping[str, in
         after = run_round(state, updates, method)
     except FedsplitError:
         raise
-    except Exception as error:  # a function of one's own may raise anything
+    except FAILURES as error:
         where = _line_in(error, name)
         message = f"a round of method {name!r} with {len(updates)} made-up clients fails: {type(error).__name__}: "
         raise ConfigError(f"{message}{error}", where) from error
@@ -81,7 +82,7 @@ def _factors(client: str, ranks: Mapping[ModuleKey, int]) -> dict[ModuleKey, Low
     return made
 
 
-def _line_in(error: Exception, name: str) -> str:
+def _line_in(error: BaseException, name: str) -> str:
     """``FILE:LINE`` of the last call in the method's own file; empty where the method is not from a file."""
     own = PurePath(name if name.endswith(".py") else name.rpartition(":")[0]).name
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == own]

@@ -152,6 +152,21 @@ def test_no_type_slips_through(value: str) -> None:
     assert "train.steps" in problems(MINIMAL + f"[train]\nsteps = {value}\n")
 
 
+@pytest.mark.parametrize(
+    ("section", "path"),
+    [("server", "server.bits"), ("model", "model.edge_bits"), ("wire", "wire.gradient_bits"), ("plan", "plan.bits[0]")],
+)
+@pytest.mark.parametrize(("given", "said"), [('"4"', '"4"'), ("8.0", "8.0"), ("true", "true"), ("5", "5")])
+def test_a_choice_of_numbers_is_written_without_quotes(section: str, path: str, given: str, said: str) -> None:
+    key, value = path.partition(".")[2].removesuffix("[0]"), f"[{given}]" if path.endswith("]") else given
+    head = "" if section == "model" else f"[{section}]\n"
+    problem = problems(f"{MINIMAL}{head}{key} = {value}\n")[path]
+    assert problem.found == said
+    assert problem.expected.startswith("one of ")
+    assert '"' not in problem.expected
+    assert problem.fix == ("write it without quotes" if given.startswith('"') else "")
+
+
 def test_a_whole_number_serves_where_a_number_is_wanted() -> None:
     alpha = loads(MINIMAL + "[lora]\nalpha = 16\n").lora.alpha
     assert alpha == 16.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from fedsplit.cli.chosen_method import flags_of, options_from, with_method
 from fedsplit.cli.main import make_app
 from fedsplit.cli.verbs import VERBS
 from fedsplit.config.load import dumps, load, loads
-from fedsplit.config.run import MethodSection
+from fedsplit.config.run import MethodSection, PhaseSection
 from fedsplit.errors import ConfigError, IncompatibleParts
 from fedsplit.method import Method, Phases, phases, stock
 from fedsplit.method.check import between, check
@@ -23,6 +24,7 @@ from fedsplit.method.parts import Start
 from fedsplit.method.ranks import per_device, uniform
 from fedsplit.method.record import SLOTS, part_name
 from fedsplit.method.registry import cards
+from fedsplit.method.settled import settled
 from fedsplit.method.shelf import shelf
 from fedsplit.methods.flexlora import flexlora
 from fedsplit.train.round import run_round
@@ -67,6 +69,19 @@ def test_parts_and_phases_of_a_run_file() -> None:
     assert (later.server_opt.name, later.merge_rule.name, later.weight_rule.name) == ("momentum", "fedavg", "uniform")
 
 
+def test_a_phase_without_a_name_is_the_method_above() -> None:
+    above = '[method]\nname = "flasc"\noptions = {of = "changes", down = 0.5}\nbut = {weights = "uniform"}\n'
+    method = made(f"{RUN}{above}[[method.phases]]\nround = 1\noptions = {{down = 0.75}}\n")
+    now, later = method.at(0), method.at(1)
+    assert (now.mask.changes, now.mask.down, now.weight_rule.name) == (True, 0.5, "uniform")
+    assert (later.mask.changes, later.mask.down, later.weight_rule.name) == (True, 0.75, "uniform")
+    named = made(f'{RUN}{above}[[method.phases]]\nround = 1\nname = "flasc"\n').at(1)
+    assert (named.mask.changes, named.mask.down, named.weight_rule.name) == (False, 0.25, "samples")
+    with pytest.raises(ConfigError) as error:
+        made(f'{RUN}[method]\noptions = {{weigths = "uniform"}}\n[[method.phases]]\nround = 1\n')
+    assert [one.path for one in error.value.problems] == ["method.options.weigths"]
+
+
 def test_every_part_of_the_defaults_and_every_stock_module_is_on_the_shelf() -> None:
     assert tuple(shelf()) == SLOTS
     for slot, name in Method().parts().items():
@@ -82,6 +97,8 @@ def test_the_docs_name_every_stock_part() -> None:
         (line,) = [line for line in page.splitlines() if line.startswith(f"| `{slot}` |")]
         for name, part in parts.items():
             assert f"`{name}" in line or f"`{part_name(part)}" in line, f"docs/methods.md: {slot} lacks {name}"
+        named = re.findall(r"`(\w+)", line.split("|")[3])
+        assert set(named) <= parts.keys(), f"docs/methods.md: a run file cannot say them all for {slot}"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +157,25 @@ def test_phases_that_contradict_each_other_are_refused() -> None:
         check(phases({0: plain, 5: plain.but(start=drawn)}))
     check(phases({0: plain.but(topology=stock.u), 5: plain}))
     assert between(phases({0: plain.but(start=drawn), 5: plain})) == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "later", "said"),
+    [
+        ("fedra", "fedavg", "layers = every, expected random_rooms as before it"),
+        ("fedavg", "fedra", "layers = random_rooms, expected every as before it"),
+        ("splitfed", "splitlora", "shared-concat, expected per-client as before it"),
+    ],
+)
+def test_a_phase_that_settles_otherwise_is_named_with_a_change_that_works(before: str, later: str, said: str) -> None:
+    phase = "[[method.phases]]\nround = "
+    text = f'{RUN}[method]\nname = "{before}"\n{phase}2\n{phase}5\nname = "{later}"\n'
+    run = loads(text)
+    with pytest.raises(ConfigError, match=rf"method.phases\[1\]: found '{later}' from round 5 on with {said}") as error:
+        settled(run, method_of(run))
+    (change,) = re.findall("set (but = .*) there, or remove the phase", str(error.value))
+    mended = loads(f"{text}{change}\n")
+    settled(mended, method_of(mended))
 
 
 def test_files_of_phases_are_found_beside_the_run_file(tmp_path: Path) -> None:
@@ -230,11 +266,25 @@ def test_flexlora_keeps_the_global_rank_where_it_is_told() -> None:
         flexlora(global_rank=0)
 
 
-def test_what_a_part_refuses_is_named_by_its_place_in_the_run_file() -> None:
-    share = {"up": 0.0}
-    for section, place in (
-        (MethodSection(name="flasc", options=share), r"^method\.options\.up: found 0\.0"),
-        (MethodSection(but={"mask": {"name": "topk", **share}}), r"^method\.but\.mask\.up: found 0\.0"),
-    ):
-        with pytest.raises(ConfigError, match=place):
-            composed(section)
+@pytest.mark.parametrize(
+    ("section", "place"),
+    [
+        (MethodSection(name="flasc", options={"up": 0.0}), "method.options.up: found 0.0"),
+        (MethodSection(but={"mask": {"name": "topk", "up": 0.0}}), "method.but.mask.up: found 0.0"),
+        (
+            MethodSection(name="flasc", options={"server_learning_rate": float("nan")}),
+            "method.options.server_learning_rate: found nan",
+        ),
+        (MethodSection(name="fibecfed", options={"layers": 0}), "method.options.layers: found 0.0"),
+        (MethodSection(name="fibecfed", options={"neurons": 2.0, "rows": 0}), "method.options.rows: found 0"),
+        (
+            MethodSection(phases=(PhaseSection(round=1, name="flexlora", options={"global_rank": 0}),)),
+            "method.phases[0].options.global_rank: found 0",
+        ),
+        # Two options have that value: which of them it was cannot be told.
+        (MethodSection(name="fibecfed", options={"layers": 0, "neurons": 0}), "method.layers.top_scores.share: found"),
+    ],
+)
+def test_what_a_part_refuses_is_named_by_its_place_in_the_run_file(section: MethodSection, place: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(place)}"):
+        composed(section)

@@ -170,6 +170,8 @@ def test_its_parts_can_be_used_by_any_method() -> None:
         ({"neurons": 1.5}, "share"),
         ({"momentum": 1.0}, "momentum"),
         ({"radius": 0.0}, "radius"),
+        ({"radius": float("nan")}, "radius: found nan, expected a positive number"),
+        ({"radius": float("inf")}, "radius: found inf"),
         ({"rows": 0}, "rows"),
         ({"first": 0.0}, "first"),
     ],

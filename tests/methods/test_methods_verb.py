@@ -66,10 +66,20 @@ def test_show_explains_with_equations_and_counts_what_travels_with_a_model() -> 
         (["--model", "minilm", "--rank", "400"], "--rank: found 400, expected 1 to 384"),
         (["--model", "minilm", "--targets", "qeury"], "did you mean 'query'"),
         (["--set", "weigths=uniform"], "did you mean weights"),
+        (["--rank", "4"], "--rank: found 4, expected none; add --model, e.g. --model minilm"),
+        (["--targets", "query"], "--targets: found query, expected none; add --model"),
     ):
         result = RUN.invoke(APP, ["methods", "show", "fedavg", *arguments])
         assert result.exit_code == 2
         assert words in result.output
+
+
+def test_the_card_is_of_the_method_with_the_options_given() -> None:
+    v3 = json.loads(output("show", "splitfed", "--set", "version=v3", "--json"))
+    assert (v3["parts"]["layers"], v3["parts"]["personal"]) == ("at_server", "keep_layers")
+    text = output("show", "flasc", "--set", "down=0.5")
+    assert "0.25·R(M+N) up, 0.5·R(M+N)" in text
+    assert "float; default 0.25; here 0.5" in text
 
 
 def test_an_unknown_method_is_one_line_and_exit_code_2() -> None:

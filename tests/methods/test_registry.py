@@ -13,12 +13,14 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from fedsplit.config.run import MethodSection
 from fedsplit.errors import ConfigError, IncompatibleParts, InternalError
 from fedsplit.lora import LowRank
 from fedsplit.method import Memory, Merged, Method, Phases, check, mean, merge_rule, method, per_device, phases, stock
 from fedsplit.method.card import Factory
 from fedsplit.method.check import CARRIED_OUT, RULES, contradictions
 from fedsplit.method.chosen import top_scores
+from fedsplit.method.composed import composed
 from fedsplit.method.merge import exact, fold_all
 from fedsplit.method.options import checked, options_of
 from fedsplit.method.parts import Codec, FactorRule, Factors, Local, Mask, Personal, Probe
@@ -225,6 +227,33 @@ def test_wrong_files_get_a_clear_error(tmp_path: Path, name: str, content: str |
         (tmp_path / "a.py").write_text(content)
     with pytest.raises(ConfigError, match=words):
         build(name, folder=tmp_path)
+
+
+OWN = (
+    "import sys\nfrom fedsplit.method import *\n\n\n"
+    "@method(paper='', title='')\ndef own() -> Method:\n    'Words.'\n    {}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return 3", "5: the function own makes no method: TypeError: it returns 3; expected a Method"),
+        ("return Method(maks=1)", "8: .*unexpected keyword argument 'maks'; expected a Method, made of parts as:"),
+        ("return Method(merge='fedavg')", "8: .*merge is the str 'fedavg', expected a Merge or a function"),
+        ("return Method(merge=uniform())", "8: .*merge is the RankRule uniform, expected a Merge or a function"),
+        ("return Method(ranks=per_device)", r"8: .*the function per_device, expected a RankRule, such as per_device\("),
+        ("return phases({0: own})", "8: .*from round 0 on there is the Factory own, expected a Method without phases"),
+        ("sys.exit(0)", "8: .*makes no method: SystemExit: 0"),
+        ("pass\nsys.exit(0)", "9: the method file does not run: SystemExit: 0"),
+    ],
+)
+def test_a_function_that_makes_no_method_is_named_with_its_line(tmp_path: Path, body: str, words: str) -> None:
+    (tmp_path / "own.py").write_text(OWN.replace("{}", body))
+    with pytest.raises(ConfigError, match=rf"own\.py:{words}"):
+        build("./own.py:own", folder=tmp_path)
+    with pytest.raises(ConfigError, match=rf"own\.py:{words}"):
+        composed(MethodSection(name="./own.py:own"), folder=tmp_path)
 
 
 def test_two_methods_in_a_file_need_a_name(tmp_path: Path) -> None:

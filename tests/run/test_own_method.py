@@ -76,6 +76,7 @@ def test_a_plain_function_that_only_averages_is_taken(tmp_path: Path) -> None:
             ("7 x 11 become 3 x 11", "rank may change"),
         ),
         ("return mean(parts, p_K)", ("merge returns LowRank, expected Merged", "return Merged(adapter=...)")),
+        ("raise SystemExit(0)", ("with 3 made-up clients fails: SystemExit", "own.py:9")),
         ("return Merged(parts[7])", ("with 3 made-up clients fails: IndexError", "own.py:9")),
     ],
 )
