@@ -73,6 +73,12 @@ def report(
 
 def compared(journal: Journal) -> list[Compared]:
     """One row a client that was ever given a plan, in name order; of several plans the last. Raises DataError."""
+    plans, steps, costs = last_plans(journal), journal.steps(), journal.metrics(COST)
+    return [_compared(plans[name], steps, costs) for name in sorted(plans)]
+
+
+def last_plans(journal: Journal) -> dict[str, ClientPlan]:
+    """The last plan of every client that was ever given one. Raises DataError."""
     plans: dict[str, ClientPlan] = {}
     for row in journal.plans():
         try:
@@ -80,8 +86,7 @@ def compared(journal: Journal) -> list[Compared]:
         except msgspec.MsgspecError as error:
             found = f"the plan of {row.client} cannot be read: {error}"
             raise DataError(f"{found}; read it with the fedsplit that wrote it", str(journal.path)) from error
-    steps, costs = journal.steps(), journal.metrics(COST)
-    return [_compared(plans[name], steps, costs) for name in sorted(plans)]
+    return plans
 
 
 def _compared(plan: ClientPlan, steps: Sequence[StepRow], costs: Sequence[MetricRow]) -> Compared:
