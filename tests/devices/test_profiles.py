@@ -324,5 +324,5 @@ def test_a_small_program_is_one_without_torch() -> None:
     for small in (find("raspberry_pi_zero_2w"), replace(laptop, runtime_bytes=92_000_000, edge=True)):
         assert small.without_torch
         assert (small.with_torch.edge, small.with_torch.runtime_bytes) == (False, 400_000_000)
-    for own in (laptop, replace(laptop, runtime_bytes=0)):
-        assert own.with_torch == own, "the accelerator's memory has no program in it"
+    for usual in (laptop, replace(laptop, runtime_bytes=0)):
+        assert usual.with_torch == usual, "the accelerator's memory has no program in it"
