@@ -17,6 +17,7 @@ from typing import IO, Annotated
 
 import typer
 
+from fedsplit.cli.after_run import how_to_export
 from fedsplit.cli.chosen_method import MethodName, Options, flags_of, with_method
 from fedsplit.cli.display import AccuracyRow, accuracy_table
 from fedsplit.cli.emulated import devices_of, holding, written
@@ -304,4 +305,4 @@ def _report(done: Simulated, run: RunFile) -> None:
         ]
         accuracy_table(rows, metric)
     if done.server is not None:
-        typer.echo(f"done: {done.server.reason}. Export with:\n  fedsplit export {done.folder} -o adapter/")
+        typer.echo(f"done: {done.server.reason}. {how_to_export(run, done.folder)}")

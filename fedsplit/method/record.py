@@ -211,6 +211,11 @@ def every(method: Method | Phases) -> tuple[Method, ...]:
     return method.methods if isinstance(method, Phases) else (method,)
 
 
+def keeps_own(method: Method | Phases) -> bool:
+    """Whether every client has a part of the adapter for itself, which the server never gets."""
+    return any(phase.personal.name != stock.nothing_personal.name for phase in every(method))
+
+
 def part_name(part: object) -> str:
     """A part's name; a plain function's own."""
     return str(getattr(part, "name", None) or getattr(part, "__name__", None) or type(part).__name__)
