@@ -17,6 +17,7 @@ from pathlib import Path
 from fedsplit.cli.chosen_method import options_from, with_method
 from fedsplit.cli.compare_record import Variant
 from fedsplit.cli.gathered import Gathered
+from fedsplit.config.check import METRICS
 from fedsplit.config.load import as_toml, load, validated
 from fedsplit.config.run import DataSection, RunFile
 from fedsplit.data.partition import digest
@@ -78,11 +79,17 @@ def check_comparable(some: Sequence[Candidate], test: str) -> None:
 def metric_for(some: Sequence[Candidate], asked: str) -> str:
     """The metric that is compared: ``asked``, else the runs' own.
 
-    :raises ConfigError: nobody knows ``asked``, or run files choose by different ones.
+    :raises ConfigError: no task has ``asked``, or that of the runs has not; run files choose by different ones.
     """
     if asked:
         if asked not in HIGHER_IS_BETTER:
             raise ConfigError([Problem("--metric", repr(asked), f"one of {', '.join(HIGHER_IS_BETTER)}")])
+        for task in sorted({one.run.model.task for one in some}):
+            if asked not in METRICS[task]:
+                fix = "name another with --metric, or in --target"
+                raise ConfigError(
+                    [Problem("metric", repr(asked), f"one of {', '.join(METRICS[task])} for {task}", fix)]
+                )
         return asked
     found = {metric_of(one.run.model.task, one.run.evaluate.metric): one for one in some}
     if len(found) > 1:

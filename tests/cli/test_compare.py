@@ -85,6 +85,22 @@ def test_one_metric_is_compared(write: Callable[..., Path]) -> None:
     assert metric_for(some[:1], "") == "perplexity"
     with pytest.raises(ConfigError, match="found 'bleu', expected one of accuracy"):
         metric_for(some, "bleu")
+    for other in ("accuracy", "token_accuracy"):
+        with pytest.raises(
+            ConfigError, match=f"metric: found '{other}', expected one of perplexity, loss for causal-lm"
+        ):
+            metric_for(some, other)
+
+
+@pytest.mark.parametrize("flags", [["--metric", "accuracy"], ["--target", "accuracy=0.8"]])
+def test_a_metric_of_another_task_is_refused_before_the_first_run(
+    write: Callable[..., Path], tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        command(["compare", str(write("first")), "--no-plot", "--out", str(tmp_path / "out"), *flags])
+    assert end.value.code == 2
+    assert "expected one of perplexity, loss for causal-lm" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_methods_options_and_grids_make_variants(write: Callable[..., Path]) -> None:
