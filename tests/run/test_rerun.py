@@ -126,6 +126,15 @@ def test_other_versions_are_named_and_blamed(
     assert f"What differs: torch was 1.0, is {torch}" in said
 
 
+@pytest.mark.parametrize("file", [manifest.MANIFEST, manifest.SIMULATED])
+def test_another_format_is_refused(done: Path, tmp_path: Path, file: str) -> None:
+    copy = shutil.copytree(done, tmp_path / "copy")
+    text = (copy / file).read_text("utf-8")
+    (copy / file).write_text(text.replace("format = 1", "format = 99", 1), "utf-8")
+    with pytest.raises(ConfigError, match=r"format: found 99, expected 1; read it with the fedsplit that wrote it"):
+        repeat(copy, tmp_path / "again")
+
+
 def test_what_cannot_be_repeated_is_refused(done: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"found no manifest\.toml"):
         repeat(tmp_path, tmp_path / "again")
