@@ -49,6 +49,7 @@ def candidates(
 
     :raises ConfigError: everything that is wrong with any of them.
     """
+    _refuse_twice("RUNS", [str(file.resolve()) for file in files])
     runs, gathered = {file: load(file) for file in files}, Gathered()
     settings, found = list(_settings(grid)), []
     for file, method in itertools.product(runs, methods or [""]):
@@ -99,13 +100,24 @@ def metric_for(some: Sequence[Candidate], asked: str) -> str:
     return next(iter(found))
 
 
+def methods_of(text: str | None) -> list[str]:
+    """The names in ``"a,b"``; none where nobody asked. Raises ConfigError."""
+    names = [word.strip() for word in (text or "").split(",") if word.strip()]
+    if text is not None and not names:
+        fix = "leave it out for the run file's own method"
+        raise ConfigError([Problem("--methods", repr(text), "names of methods, as in fedavg,flora", fix)])
+    _refuse_twice("--methods", names)
+    return names
+
+
 def seeds_of(text: str, start: int = 0) -> tuple[int, ...]:
     """``"3"``: three seeds from ``start`` on; ``"1,5,7"``: these. Raises ConfigError."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() for word in words if word) or not any(words):
         raise ConfigError([Problem("--seeds", repr(text), "how many, as in 3, or which, as in 0,1,5")])
     numbers = [int(word) for word in words if word]
-    found = tuple(range(start, start + numbers[0])) if "," not in text else tuple(dict.fromkeys(numbers))
+    _refuse_twice("--seeds", [str(number) for number in numbers])
+    found = tuple(range(start, start + numbers[0])) if "," not in text else tuple(numbers)
     if not 1 <= len(found) <= MOST_RUNS:
         raise ConfigError([Problem("--seeds", repr(text), f"1 to {MOST_RUNS} of them")])
     return found
@@ -157,8 +169,10 @@ def _settings(grid: Sequence[str]) -> Iterator[dict[str, object]]:
             problems.append(Problem("--grid", repr(text), "SECTION.KEY=VALUE,VALUE", fix))
         elif key in axes:
             problems.append(Problem("--grid", f"{key} twice", "every key once"))
+        elif len(set(some)) < len(some):
+            problems.append(Problem("--grid", f"{text!r}, a value twice", "every value once"))
         else:
-            axes[key] = list(dict.fromkeys(some))
+            axes[key] = some
     if problems:
         raise ConfigError(problems)
     for chosen in itertools.product(*axes.values()):
@@ -197,6 +211,11 @@ def _options_for(method: str, options: Sequence[str], methods: Sequence[str]) ->
             known = f"one of {', '.join(methods)}" if methods else "KEY=VALUE, or --methods"
             raise ConfigError([Problem("--set", repr(text), known, "its method is not compared")])
     return own
+
+
+def _refuse_twice(where: str, words: Sequence[str]) -> None:
+    if twice := [word for word in dict.fromkeys(words) if words.count(word) > 1]:
+        raise ConfigError([Problem(where, f"{word} {words.count(word)} times", "each once") for word in twice])
 
 
 def _refuse_equal_names(names: Iterable[str]) -> None:
