@@ -84,6 +84,7 @@ def test_it_gives_the_numbers_that_the_device_measured(ended: Ended, tmp_path: P
     result, offer = ended.run.results["c"], ended.offers["c"]
     assert (card.client, card.round, card.metrics) == ("c", result.round, result.after)
     assert read_card(tmp_path / "own") == card
+    assert len({path.stat().st_mode for path in (tmp_path / "own").iterdir()}) == 1, "who may read one may read all"
     exported = read_peft(tmp_path / "own", base, "classification")
     for name, array in flatten(result.adapter, result.head).items():
         np.testing.assert_array_equal(flatten(exported.adapter, exported.head)[name], array, err_msg=name)
