@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from msgspec.structs import replace
-from safetensors.numpy import save_file
+from safetensors import numpy as safetensors
 
 from fedsplit.config.run import RunFile
 from fedsplit.devices.limits import Limits
@@ -372,7 +372,8 @@ def _alone(personal: Personal, link: JoinLink, name: str) -> FolderLock:
 def save(joined: Joined, path: Path) -> None:
     """The final factors that this client holds, by module, as one safetensors file of float32."""
     arrays = flatten(joined.result.adapter, joined.result.head)
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+    # Not save_file: what it writes nobody but its owner may read.
+    path.write_bytes(safetensors.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def as_planned(offer: Offer) -> RunFile:

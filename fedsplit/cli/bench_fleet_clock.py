@@ -36,7 +36,7 @@ from fedsplit.config.run import RunFile
 from fedsplit.devices.find import OWN
 from fedsplit.devices.fleet import Fleet
 from fedsplit.devices.load import save
-from fedsplit.devices.profile import SAFETY, DeviceProfile
+from fedsplit.devices.profile import SAFETY, TORCH_BYTES, DeviceProfile
 from fedsplit.events import Event, Note, RoundClosed, RoundCost
 from fedsplit.method.of_run import method_of
 from fedsplit.method.record import every
@@ -45,8 +45,6 @@ from fedsplit.plan.types import ClientPlan
 
 ROUNDS = 3
 """Of a short run; the first one is left out."""
-TORCH_BYTES = 400_000_000
-"""What a process with torch takes before any weight."""
 EDGE = ("--backend", "edge")
 
 Clock = dict[str, Any]

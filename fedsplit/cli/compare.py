@@ -18,7 +18,7 @@ from fedsplit.cli.compare_course import Course, Job
 from fedsplit.cli.compare_plot import check_matplotlib, write_plot
 from fedsplit.cli.compare_record import CSV, JSON, PICTURE, Comparison, read
 from fedsplit.cli.compare_table import print_comparison
-from fedsplit.cli.compare_variants import candidates, check_comparable, metric_for, seeds_of
+from fedsplit.cli.compare_variants import candidates, check_comparable, methods_of, metric_for, seeds_of
 from fedsplit.cli.display import Display
 from fedsplit.cli.interrupts import if_interrupted, terminated_like_interrupted
 from fedsplit.cli.place import Device, check_device
@@ -35,7 +35,9 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN.TOML… | DIR", help="Run files, or a finished comparison.")],
     seeds: Annotated[str, typer.Option(help="How many, as in 3, or which, as in 0,1,5.")] = "3",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the runs and their numbers.")] = OUT,
-    methods: Annotated[str, typer.Option(help="Each of these methods instead of a run file's, as in lora,flora.")] = "",
+    methods: Annotated[
+        str | None, typer.Option(help="Each of these methods instead of a run file's, as in lora,flora.")
+    ] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="An option of a method.")
     ] = None,
@@ -59,8 +61,7 @@ def compare(
     check_device(device)
     if plot:
         check_matplotlib()
-    names = [word.strip() for word in methods.split(",") if word.strip()]
-    some = candidates(runs, names, options or [], grid or [])
+    some = candidates(runs, methods_of(methods), options or [], grid or [])
     check_comparable(some, str(test or ""))
     job = Job(
         candidates=some, out=out, metric=metric_for(some, asked), seeds=seeds_of(seeds), tune_seeds=tune_seeds,

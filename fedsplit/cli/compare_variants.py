@@ -17,6 +17,7 @@ from pathlib import Path
 from fedsplit.cli.chosen_method import options_from, with_method
 from fedsplit.cli.compare_record import Variant
 from fedsplit.cli.gathered import Gathered
+from fedsplit.config.check import METRICS
 from fedsplit.config.load import as_toml, load, validated
 from fedsplit.config.run import DataSection, RunFile
 from fedsplit.data.partition import digest
@@ -48,6 +49,7 @@ def candidates(
 
     :raises ConfigError: everything that is wrong with any of them.
     """
+    _refuse_twice("RUNS", [str(file.resolve()) for file in files])
     runs, gathered = {file: load(file) for file in files}, Gathered()
     settings, found = list(_settings(grid)), []
     for file, method in itertools.product(runs, methods or [""]):
@@ -78,11 +80,17 @@ def check_comparable(some: Sequence[Candidate], test: str) -> None:
 def metric_for(some: Sequence[Candidate], asked: str) -> str:
     """The metric that is compared: ``asked``, else the runs' own.
 
-    :raises ConfigError: nobody knows ``asked``, or run files choose by different ones.
+    :raises ConfigError: no task has ``asked``, or that of the runs has not; run files choose by different ones.
     """
     if asked:
         if asked not in HIGHER_IS_BETTER:
             raise ConfigError([Problem("--metric", repr(asked), f"one of {', '.join(HIGHER_IS_BETTER)}")])
+        for task in sorted({one.run.model.task for one in some}):
+            if asked not in METRICS[task]:
+                fix = "name another with --metric, or in --target"
+                raise ConfigError(
+                    [Problem("metric", repr(asked), f"one of {', '.join(METRICS[task])} for {task}", fix)]
+                )
         return asked
     found = {metric_of(one.run.model.task, one.run.evaluate.metric): one for one in some}
     if len(found) > 1:
@@ -92,13 +100,24 @@ def metric_for(some: Sequence[Candidate], asked: str) -> str:
     return next(iter(found))
 
 
+def methods_of(text: str | None) -> list[str]:
+    """The names in ``"a,b"``; none where nobody asked. Raises ConfigError."""
+    names = [word.strip() for word in (text or "").split(",") if word.strip()]
+    if text is not None and not names:
+        fix = "leave it out for the run file's own method"
+        raise ConfigError([Problem("--methods", repr(text), "names of methods, as in fedavg,flora", fix)])
+    _refuse_twice("--methods", names)
+    return names
+
+
 def seeds_of(text: str, start: int = 0) -> tuple[int, ...]:
     """``"3"``: three seeds from ``start`` on; ``"1,5,7"``: these. Raises ConfigError."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() for word in words if word) or not any(words):
         raise ConfigError([Problem("--seeds", repr(text), "how many, as in 3, or which, as in 0,1,5")])
     numbers = [int(word) for word in words if word]
-    found = tuple(range(start, start + numbers[0])) if "," not in text else tuple(dict.fromkeys(numbers))
+    _refuse_twice("--seeds", [str(number) for number in numbers])
+    found = tuple(range(start, start + numbers[0])) if "," not in text else tuple(numbers)
     if not 1 <= len(found) <= MOST_RUNS:
         raise ConfigError([Problem("--seeds", repr(text), f"1 to {MOST_RUNS} of them")])
     return found
@@ -150,8 +169,10 @@ def _settings(grid: Sequence[str]) -> Iterator[dict[str, object]]:
             problems.append(Problem("--grid", repr(text), "SECTION.KEY=VALUE,VALUE", fix))
         elif key in axes:
             problems.append(Problem("--grid", f"{key} twice", "every key once"))
+        elif len(set(some)) < len(some):
+            problems.append(Problem("--grid", f"{text!r}, a value twice", "every value once"))
         else:
-            axes[key] = list(dict.fromkeys(some))
+            axes[key] = some
     if problems:
         raise ConfigError(problems)
     for chosen in itertools.product(*axes.values()):
@@ -190,6 +211,11 @@ def _options_for(method: str, options: Sequence[str], methods: Sequence[str]) ->
             known = f"one of {', '.join(methods)}" if methods else "KEY=VALUE, or --methods"
             raise ConfigError([Problem("--set", repr(text), known, "its method is not compared")])
     return own
+
+
+def _refuse_twice(where: str, words: Sequence[str]) -> None:
+    if twice := [word for word in dict.fromkeys(words) if words.count(word) > 1]:
+        raise ConfigError([Problem(where, f"{word} {words.count(word)} times", "each once") for word in twice])
 
 
 def _refuse_equal_names(names: Iterable[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from fedsplit.errors import ConfigError, Problem
@@ -25,12 +25,28 @@ class Gathered:
             return None
 
     def refuse(self, source: str = "") -> None:
-        """Raise ConfigError with every problem, its path begun by its input's; return where there is none."""
-        if len(self._errors) == 1:
-            raise self._errors[0][1]
-        problems = [problem for where, error in self._errors for problem in _placed(where, error)]
+        """Raise ConfigError with every problem, its path begun by its input's; return where there is none.
+
+        A problem that several inputs have is said of the first one.
+        """
+        errors = list(_new(self._errors))
+        if len(errors) == 1:
+            raise errors[0][1]
+        problems = [problem for where, error in errors for problem in _placed(where, error)]
         if problems:
             raise ConfigError(problems, source)
+
+
+def _new(errors: Iterable[tuple[str, ConfigError]]) -> Iterator[tuple[str, ConfigError]]:
+    """The errors without the problems of those before."""
+    seen: set[tuple[str, Problem]] = set()
+    for where, error in errors:
+        problems = [problem for problem in error.problems if (error.source, problem) not in seen]
+        seen |= {(error.source, problem) for problem in problems}
+        if len(problems) == len(error.problems):
+            yield where, error
+        elif problems:
+            yield where, ConfigError(problems, error.source)
 
 
 def _placed(where: str, error: ConfigError) -> list[Problem]:

@@ -25,9 +25,11 @@ from fedsplit.devices.change import what_if
 from fedsplit.devices.find import find, own
 from fedsplit.devices.fleet import load_fleet
 from fedsplit.devices.load import foreign
-from fedsplit.devices.profile import DeviceProfile
+from fedsplit.devices.profile import TORCH_BYTES, DeviceProfile
+from fedsplit.devices.units import size
 from fedsplit.errors import ConfigError, PlanError, Problem
 from fedsplit.method.of_run import method_of
+from fedsplit.method.record import Method, Phases, every
 from fedsplit.method.settled import settled
 from fedsplit.method.travel import travels
 from fedsplit.plan.card import ModelCard, card, check_rank
@@ -76,8 +78,14 @@ def plan(
         near = difflib.get_close_matches(explain, devices, 1)
         fix = f"did you mean {near[0]!r}?" if near else ""
         raise ConfigError([Problem("--explain", repr(explain), f"one of {', '.join(devices)}", fix)])
+    devices, torch = _with_torch(devices, chosen)
     all_asked = questions(model, devices, run, server=host, travels=travels(chosen, run, len(devices)))
-    found, asked = _plan(with_codecs(all_asked), explain)
+    try:
+        found, asked = _plan(with_codecs(all_asked), explain)
+    except PlanError as error:
+        raise PlanError(f"{error}\n{torch}" if torch else str(error)) from None
+    if torch:
+        typer.echo(f"note: {torch}", err=True)
     if plot is not None:
         typer.echo(f"drawn: {write_plot(picture(found, asked), plot)}", err=True)
     if as_json:
@@ -93,6 +101,15 @@ def _report(word: Path, folder: Path, as_json: bool) -> None:
         found = f"two names, {str(word)!r} and {str(folder)!r}"
         raise ConfigError([Problem("arguments", found, "one run file, or: fedsplit plan report RUN")])
     report(folder, as_json)
+
+
+def _with_torch(devices: Mapping[str, DeviceProfile], method: Method | Phases) -> tuple[dict[str, DeviceProfile], str]:
+    """(the devices with torch's memory where the method needs torch, what to say of those that are without it)."""
+    why = next((one.needs_torch for one in every(method) if one.needs_torch), "")
+    small = [name for name, device in devices.items() if device.without_torch] if why else []
+    changed = {name: device.with_torch if name in small else device for name, device in devices.items()}
+    counted = f"counted with torch's {size(TORCH_BYTES)}, not with the program without it of their profiles"
+    return changed, f"method {method.name!r} {why}; {counted}: {', '.join(small)}" if small else ""
 
 
 def _plan(asked: Mapping[str, Question], explain: str) -> tuple[Plan, Mapping[str, Question]]:

@@ -7,7 +7,7 @@ means, headers included; memory is the peak of the client's process. No torch.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +29,8 @@ from fedsplit.state.rundir import RunDir
 
 FAR = 1.5
 """A prediction that is off by more than this factor is marked."""
+WIDEST = 1000
+"""Columns of a terminal on which everything fits."""
 
 
 class Pair(Struct, frozen=True, kw_only=True):
@@ -73,6 +75,12 @@ def report(
 
 def compared(journal: Journal) -> list[Compared]:
     """One row a client that was ever given a plan, in name order; of several plans the last. Raises DataError."""
+    plans, steps, costs = last_plans(journal), journal.steps(), journal.metrics(COST)
+    return [_compared(plans[name], steps, costs) for name in sorted(plans)]
+
+
+def last_plans(journal: Journal) -> dict[str, ClientPlan]:
+    """The last plan of every client that was ever given one. Raises DataError."""
     plans: dict[str, ClientPlan] = {}
     for row in journal.plans():
         try:
@@ -80,8 +88,7 @@ def compared(journal: Journal) -> list[Compared]:
         except msgspec.MsgspecError as error:
             found = f"the plan of {row.client} cannot be read: {error}"
             raise DataError(f"{found}; read it with the fedsplit that wrote it", str(journal.path)) from error
-    steps, costs = journal.steps(), journal.metrics(COST)
-    return [_compared(plans[name], steps, costs) for name in sorted(plans)]
+    return plans
 
 
 def _compared(plan: ClientPlan, steps: Sequence[StepRow], costs: Sequence[MetricRow]) -> Compared:
@@ -115,23 +122,39 @@ def _mean(values: Sequence[float]) -> float | None:
 def print_report(rows: Sequence[Compared], console: Console | None = None) -> None:
     """Print a row a client: predicted → actual and their ratio, far ones marked."""
     console = console or Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1, 0, 0))
-    for header in ("client", "plan", "a step", "", "up", "", "down", "", "memory", ""):
-        table.add_column(header, justify="left" if header in ("client", "plan") else "right", no_wrap=True)
-    for row in rows:
-        cells: list[Text | str] = []
-        for pair, text in (
-            (row.step_s, duration), (row.up_bytes, size), (row.down_bytes, size), (row.memory_bytes, size)
-        ):  # fmt: skip
-            cells += [f"{text(pair.predicted)} → {'?' if pair.actual is None else text(pair.actual)}", _ratio(pair)]
-        table.add_row(Text(row.client, style="bold"), row.plan, *cells)
-    console.print(table)
+    table = _table(rows)
+    needed = console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
+    console.print(table if needed <= console.width else _table(rows, folded=True))
     note = "predicted → actual, × their ratio; bytes are those of a step; memory is the whole process at its peak"
     console.print(Text(note, style="dim"), soft_wrap=True)
 
 
-def _ratio(pair: Pair) -> Text | str:
+def _table(rows: Sequence[Compared], *, folded: bool = False) -> Table:
+    """``folded``: every number on a line of its own, for terminals on which a client's would not fit on one."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1, 0, 0))
+    for header in ("client", "plan"):
+        table.add_column(header, no_wrap=not folded, overflow="fold")
+    for header in ("a step", "up", "down", "memory"):
+        table.add_column(header, justify="right", no_wrap=True)
+        if not folded:
+            table.add_column("", justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(Text(row.client, style="bold"), row.plan, *_cells(row, folded=folded))
+    return table
+
+
+def _cells(row: Compared, *, folded: bool) -> Iterator[Text]:
+    pairs = (row.step_s, duration), (row.up_bytes, size), (row.down_bytes, size), (row.memory_bytes, size)
+    for pair, text in pairs:
+        predicted, actual = text(pair.predicted), "?" if pair.actual is None else text(pair.actual)
+        if folded:
+            yield Text("\n").join([Text(predicted), Text(f"→ {actual}"), _ratio(pair)])
+        else:
+            yield from (Text(f"{predicted} → {actual}"), _ratio(pair))
+
+
+def _ratio(pair: Pair) -> Text:
     if pair.ratio is None:
-        return ""
+        return Text()
     far = not 1 / FAR <= pair.ratio <= FAR
     return Text(f"× {pair.ratio:.2f}", style="yellow" if far else "dim")

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from fedsplit.cli.interrupts import if_interrupted, kept_in
 from fedsplit.cli.output import view
+from fedsplit.cli.report import last_plans
 from fedsplit.cli.simulate import run_processes
 from fedsplit.config.load import dumps
 from fedsplit.config.run import RunFile
@@ -23,11 +24,21 @@ from fedsplit.data.partition import digest
 from fedsplit.devices.load import save
 from fedsplit.errors import ConfigError, FedsplitError, Problem
 from fedsplit.events import Emit, Note, silent
+from fedsplit.plan.options import describe
+from fedsplit.plan.types import ClientPlan
 from fedsplit.state import manifest
+from fedsplit.state.journal import Journal
 from fedsplit.state.manifest import Manifest, Result, SimulatedClients
+from fedsplit.state.rundir import RunDir
 
 GIVEN = "given"
 """Folder in the new run directory: the run file and the profiles that it was started with."""
+JOB = tuple(
+    name
+    for name in ClientPlan.__struct_fields__
+    if name not in ("client", "estimate", "binding", "exposure", "reasons")
+)
+"""What a client does by its plan; the rest says why, and what it is predicted to take."""
 
 
 def rerun(
@@ -43,7 +54,7 @@ def rerun(
         before, after = repeat(run, target, emit)
     changed = differences(before, after)
     if result_of(before).digest != result_of(after).digest:
-        raise FedsplitError(_unequal(before, after, changed))
+        raise FedsplitError(_unequal(before, after, [*changed, *other_plans(run, target)]))
     if not json:
         aside = f", though {', '.join(changed)}" if changed else ""
         typer.echo(f"the same in every bit{aside}: {result_of(after).digest}")
@@ -80,6 +91,7 @@ def repeat(
         join_flags={name: one.flags for name, one in clients.clients.items()},
         profiles=profiles,
         server_threads=last.threads,
+        client_threads={name: one.threads for name, one in clients.clients.items()},
     )
     after = manifest.read(out)
     if after.base != before.base:
@@ -96,9 +108,9 @@ def result_of(found: Manifest, folder: Path | str = "") -> Result:
 
 
 def with_clients(run: RunFile, clients: SimulatedClients, folder: Path) -> RunFile:
-    """The run file with its clients' data and threads again, kept in ``folder``."""
+    """The run file with its clients' data again, kept in ``folder``."""
     sections = tuple(
-        replace(section, data=clients.clients[section.name].data, threads=clients.clients[section.name].threads)
+        replace(section, data=clients.clients[section.name].data)
         for section in run.clients
         if section.name in clients.clients
     )
@@ -114,6 +126,26 @@ def differences(before: Manifest, after: Manifest) -> list[str]:
     if then.machine.processor != now.machine.processor:
         found.append(f"the processor was {then.machine.processor}, is {now.machine.processor}")
     return found
+
+
+def other_plans(then: Path, now: Path) -> list[str]:
+    """Clients that did another job in the run directory ``now`` than in ``then``, in words."""
+    before, after = _last_plans(then), _last_plans(now)
+    found = []
+    for name in sorted(before.keys() & after.keys()):
+        was, is_now = before[name], after[name]
+        if other := [what for what in JOB if getattr(was, what) != getattr(is_now, what)]:
+            plans = f"{describe(was.topology, was.cut)}, is {describe(is_now.topology, is_now.cut)}"
+            found.append(f"the plan of {name} was {plans} (unequal: {', '.join(other)})")
+    return found
+
+
+def _last_plans(folder: Path) -> dict[str, ClientPlan]:
+    path = RunDir(folder).journal_db
+    if not path.is_file():
+        return {}
+    with Journal(path, read_only=True) as journal:
+        return last_plans(journal)
 
 
 def _versions(before: Manifest) -> Iterator[str]:
@@ -156,4 +188,4 @@ def _unequal(before: Manifest, after: Manifest, changed: list[str]) -> str:
     if any(start.device != "cpu" for start in before.starts):
         return f"{found}. Versions are equal; GPUs need not repeat sums in the same order"
     late = "a round that closed without a late client, or a method of your own that draws without its key"
-    return f"{found}. Versions, threads and processor are equal: look for {late}; else please report it"
+    return f"{found}. Versions, threads, processor and plans are equal: look for {late}; else please report it"

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from fedsplit.cli.after_run import how_to_export
 from fedsplit.cli.chosen_method import MethodName, Options, with_method
 from fedsplit.cli.interrupts import if_interrupted, kept_in
 from fedsplit.cli.output import view
@@ -61,7 +62,7 @@ def serve(
         )
         emit(Finished(round=served.rounds, reason=served.reason, after=served.metrics, digest=served.digest))
     if not json:
-        typer.echo(f"done: {served.reason}. Export the adapter with:\n  fedsplit export {served.folder} -o adapter/")
+        typer.echo(f"done: {served.reason}. {how_to_export(run, served.folder)}")
 
 
 def with_address(run: RunFile, host: str, port: int) -> RunFile:

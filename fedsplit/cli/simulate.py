@@ -17,6 +17,7 @@ from typing import IO, Annotated
 
 import typer
 
+from fedsplit.cli.after_run import how_to_export
 from fedsplit.cli.chosen_method import MethodName, Options, flags_of, with_method
 from fedsplit.cli.display import AccuracyRow, accuracy_table
 from fedsplit.cli.emulated import devices_of, holding, written
@@ -90,6 +91,7 @@ def run_processes(
     join_flags: Mapping[str, Sequence[str]] | None = None,
     profiles: Mapping[str, Path] | None = None,
     server_threads: int = 0,
+    client_threads: Mapping[str, int] | None = None,
 ) -> Simulated:
     """One server and one process for every ``[[clients]]``; returns when all have ended.
 
@@ -97,7 +99,8 @@ def run_processes(
     ``device``: where the server's body runs. ``emulate``: hold every client to its device's profile; ``fleet``: a fleet
     file or name whose members the clients' devices are. ``flags``: of ``fedsplit serve``, beside its own;
     ``join_flags``: of ``fedsplit join``, by client. ``profiles``: files, by client, before any other.
-    ``server_threads``: CPU threads of the server; 0: its own choice.
+    ``server_threads``: CPU threads of the server; 0: its own choice. ``client_threads``: of processes, by client,
+    whatever their sections say.
 
     :raises ConfigError: the run file has no clients with data, or with ``emulate`` one without a device.
     :raises OutOfMemory: a client took more memory than its emulated device could give.
@@ -123,6 +126,7 @@ def run_processes(
         address = crew.wait_for_file(link, START_S)
         shown = profiles_of(run, named, profile, emit)
         files, threads = as_files(shown, scratch), {one.name: _threads(one, emulation) for one in run.clients}
+        threads |= client_threads or {}
         for section in run.clients:
             state = _state(run, run_file) / section.name
             verb = _joining(section, address, str(files[section.name]), state, emulation)
@@ -301,4 +305,4 @@ def _report(done: Simulated, run: RunFile) -> None:
         ]
         accuracy_table(rows, metric)
     if done.server is not None:
-        typer.echo(f"done: {done.server.reason}. Export with:\n  fedsplit export {done.folder} -o adapter/")
+        typer.echo(f"done: {done.server.reason}. {how_to_export(run, done.folder)}")

@@ -16,7 +16,7 @@ from fedsplit.config.shape import found
 from fedsplit.errors import Problem
 
 METRICS: dict[str, tuple[str, ...]] = {
-    "causal-lm": ("perplexity", "loss", "accuracy"),
+    "causal-lm": ("perplexity", "loss"),
     "classification": ("accuracy", "macro_f1", "loss"),
     "image-classification": ("accuracy", "macro_f1", "loss"),
     "regression": ("mse", "pearson", "loss"),

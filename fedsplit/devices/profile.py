@@ -11,6 +11,10 @@ SAFETY = 0.9
 """Share of the free memory that a plan may fill: allocators keep holes, and other programs breathe."""
 
 
+TORCH_BYTES = 400_000_000
+"""What a process with torch takes before any weight."""
+TORCH_LEAST = 150_000_000
+"""No process with torch takes less: a profile that says so is of a program without it."""
 FACTOR_LEAST, FACTOR_MOST = 0.25, 4.0
 """A machine that is further off than this was measured wrongly, or is not the one that was measured."""
 
@@ -54,7 +58,7 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     memory_bytes: int
     free_memory_bytes: int
     reserve_bytes: int = 0
-    runtime_bytes: int = 400_000_000
+    runtime_bytes: int = TORCH_BYTES
     layer_overhead_s: float = 0.0
     disk_free_bytes: int = 0
     link: Link | None = None
@@ -101,6 +105,16 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             memory_bandwidth_bps=self.memory_bandwidth_bps / slower,
             layer_overhead_s=self.layer_overhead_s * slower,
         )
+
+    @property
+    def without_torch(self) -> bool:
+        """Whether ``runtime_bytes`` are of a program without torch."""
+        return self.edge or 0 < self.runtime_bytes < TORCH_LEAST
+
+    @property
+    def with_torch(self) -> DeviceProfile:
+        """The same machine as it would compute with torch, whose program takes more of its memory."""
+        return replace(self, edge=False, runtime_bytes=TORCH_BYTES) if self.without_torch else self
 
     @property
     def anonymous(self) -> DeviceProfile:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from fedsplit.config.run import LoraSection, RunFile, Task
 from fedsplit.errors import ConfigError, Problem
@@ -108,7 +108,8 @@ def write_adapter(adapter: Adapter, head: Head, facts: Facts, folder: Path) -> N
         tensors |= {f"base_model.model.{name}": array for name, array in _named(module, key, part, facts).items()}
     tensors |= {f"base_model.model.{name}": _plain(array) for name, array in head.items()}
     (folder / CONFIG).write_text(json.dumps(_config(ranks, head, facts), indent=2), "utf-8")
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    # Not save_file: what it writes nobody but its owner may read.
+    (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def _named(module: str, key: ModuleKey, part: LowRank, facts: Facts) -> dict[str, NDArray[Any]]:

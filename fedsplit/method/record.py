@@ -228,6 +228,11 @@ def every(method: Method | Phases) -> tuple[Method, ...]:
     return method.methods if isinstance(method, Phases) else (method,)
 
 
+def keeps_own(method: Method | Phases) -> bool:
+    """Whether every client has a part of the adapter for itself, which the server never gets."""
+    return any(phase.personal.name != stock.nothing_personal.name for phase in every(method))
+
+
 def _misfit(slot: str, part: object) -> str:
     """What is wrong with ``part`` in that place; empty: it fits."""
     kind, takes_functions = KINDS[slot], _HINTS[slot] is not KINDS[slot]

@@ -60,6 +60,12 @@ def _permitted(run: RunFile, topology: Topology) -> bool:
     return not key or bool(getattr(run.policy, key))
 
 
+def _permitting(allowed: frozenset[Topology]) -> list[str]:
+    """The keys that permit the method's topologies: where none is permitted, each of them waits for one."""
+    keys = (PERMISSION[one] for one in Topology if one in allowed and one in PERMISSION)
+    return [f"set policy.{key} = true if the server may {shows}" for key, shows in keys]
+
+
 def _topologies(run: RunFile, method: Method | Phases, places: Sequence[Placement]) -> Iterator[Problem]:
     allowed = _allowed(places)
     words = f"{', '.join(one for one in Topology if one in allowed)} with method {method.name!r}"
@@ -68,8 +74,9 @@ def _topologies(run: RunFile, method: Method | Phases, places: Sequence[Placemen
         words += f", whose layers = {rule} leaves out layers that a body at the server would have to leave out, too"
         instead = 'take method fedavg, with plan.layers = "fit" for small devices'
     if not _left(run, places) and allowed != frozenset(Topology):
-        fix = f"take them out, or {instead}"
-        yield Problem("policy.topologies", ", ".join(run.policy.topologies) or "none permitted", words, fix)
+        ways = ["take them out"] if run.policy.topologies else _permitting(allowed)
+        said = ", ".join(run.policy.topologies) or "none permitted"
+        yield Problem("policy.topologies", said, words, ", or ".join([*ways, instead]))
     for i, section in enumerate(run.clients):
         if section.topology and Topology(section.topology) not in allowed:
             fix = f"remove it, or {instead}"

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import LoraConfig
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor, nn
 
 from fedsplit.config.run import LoraSection, Task
@@ -27,7 +27,7 @@ from fedsplit.errors import ConfigError
 from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.lora.patch import Patch, thin
-from fedsplit.lora.peft_folder import scale_of, trained_module
+from fedsplit.lora.peft_folder import WEIGHTS, scale_of, trained_module
 from fedsplit.split.base import Base
 from fedsplit.split.beside import LEFT, RIGHT
 from fedsplit.split.inject import TASK_TYPES, targets
@@ -154,7 +154,8 @@ def save_peft(
     )
     Path(folder).mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
-    save_file(tensors, str(Path(folder) / "adapter_model.safetensors"), metadata={"format": "pt"})
+    # Not save_file: what it writes nobody but its owner may read.
+    (Path(folder) / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def _targets(base: Base, lora: LoraSection, modules: list[str], task: Task) -> list[str]:

@@ -31,6 +31,7 @@ from fedsplit.errors import ConfigError, Problem
 from fedsplit.state.durable import write_file
 
 FORMAT = 1
+READ_WITH = "read it with the fedsplit that wrote it"
 MANIFEST = "manifest.toml"
 SIMULATED = "clients/@simulated.toml"
 """No client can have this name."""
@@ -214,11 +215,12 @@ def without_data(run: RunFile) -> RunFile:
 def _read(path: Path, kind: type[F], fix: str) -> F:
     try:
         document: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+        # Before anything else: what another format has is not wrong, it is unknown here.
+        if (found := document.get("format", FORMAT)) != FORMAT:
+            raise ConfigError([Problem(f"{path}: format", repr(found), str(FORMAT), READ_WITH)])
         return msgspec.convert(document, kind)
     except FileNotFoundError:
         raise ConfigError([Problem(str(path.parent), f"no {path.name}", "a run directory with one", fix)]) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         found = f"something that cannot be read ({error})"
-        raise ConfigError(
-            [Problem(str(path), found, "the file as it was written", "read it with the fedsplit that wrote it")]
-        ) from None
+        raise ConfigError([Problem(str(path), found, "the file as it was written", READ_WITH)]) from None

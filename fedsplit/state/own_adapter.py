@@ -26,6 +26,15 @@ def is_own(folder: Path) -> bool:
     return not (folder / "run.toml").exists() and ((folder / "info.json").is_file() or (folder / "runs").is_dir())
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether ``export_own`` finds all layers there, at the end of one run."""
+    try:
+        _found(folder, "")
+    except ConfigError:
+        return False
+    return True
+
+
 def export_own(folder: Path, out: Path, run: str = "") -> Card:
     """Write the adapter that this device computed with at the end of a run.
 
@@ -35,10 +44,7 @@ def export_own(folder: Path, out: Path, run: str = "") -> Card:
     DataError where the disk refuses.
     """
     refuse_other_files(out)
-    kept = _chosen(folder, run)
-    end = _end(kept)
-    facts: Facts = msgspec.convert(end.meta[FACTS], Facts)
-    _refuse_part(facts, kept.path)
+    kept, end, facts = _found(folder, run)
     # Beside the factors lies what a run that goes on would need.
     adapter, head = unflatten({name: array for name, array in end.arrays.items() if not name.startswith(BESIDE)})
     card = Card(
@@ -61,6 +67,14 @@ def export_own(folder: Path, out: Path, run: str = "") -> Card:
 def notes(facts: Facts, after: dict[str, float]) -> dict[str, Any]:
     """For the notes of the last round: what ``export_own`` needs beside its arrays. ``after``: the device's metrics."""
     return {FACTS: msgspec.to_builtins(facts), "after": after}
+
+
+def _found(folder: Path, run: str) -> tuple[ClientRun, Checkpoint, Facts]:
+    kept = _chosen(folder, run)
+    end = _end(kept)
+    facts: Facts = msgspec.convert(end.meta[FACTS], Facts)
+    _refuse_part(facts, kept.path)
+    return kept, end, facts
 
 
 def _chosen(folder: Path, run: str) -> ClientRun:

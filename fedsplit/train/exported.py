@@ -24,7 +24,7 @@ from fedsplit.lora.adapter import Adapter, Head, ModuleKey
 from fedsplit.lora.lowrank import LowRank
 from fedsplit.lora.peft_folder import CARD, Card
 from fedsplit.method.of_run import method_of
-from fedsplit.method.record import GlobalState, every
+from fedsplit.method.record import GlobalState, keeps_own
 from fedsplit.split.base import Base
 from fedsplit.split.lora import key_of
 from fedsplit.state.rundir import RunDir
@@ -72,7 +72,7 @@ def of_run(
 
 def _one(run: RunFile, state: GlobalState, group: str) -> GlobalState:
     """The state that has the asked adapter as its own."""
-    if any(phase.personal.name != "none" for phase in every(method_of(run))):
+    if keeps_own(method_of(run)):
         fix = "on a device that holds all layers, export the folder that fedsplit join names at its end"
         found = f"a run of {run.method.name}, in which every client has a part of the adapter for itself"
         raise ConfigError([Problem(str(run.run.dir or run.run.name), found, "a run with one adapter for all", fix)])

@@ -13,7 +13,7 @@ import pytest
 
 from fedsplit.cli.compare_numbers import pairs, spread, summaries, t_975
 from fedsplit.cli.compare_record import Comparison, Point, Run, Variant
-from fedsplit.cli.compare_variants import candidates, check_comparable, metric_for, seeds_of
+from fedsplit.cli.compare_variants import candidates, check_comparable, methods_of, metric_for, seeds_of
 from fedsplit.cli.main import run as command
 from fedsplit.errors import ConfigError
 
@@ -85,6 +85,22 @@ def test_one_metric_is_compared(write: Callable[..., Path]) -> None:
     assert metric_for(some[:1], "") == "perplexity"
     with pytest.raises(ConfigError, match="found 'bleu', expected one of accuracy"):
         metric_for(some, "bleu")
+    for other in ("accuracy", "token_accuracy"):
+        with pytest.raises(
+            ConfigError, match=f"metric: found '{other}', expected one of perplexity, loss for causal-lm"
+        ):
+            metric_for(some, other)
+
+
+@pytest.mark.parametrize("flags", [["--metric", "accuracy"], ["--target", "accuracy=0.8"]])
+def test_a_metric_of_another_task_is_refused_before_the_first_run(
+    write: Callable[..., Path], tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        command(["compare", str(write("first")), "--no-plot", "--out", str(tmp_path / "out"), *flags])
+    assert end.value.code == 2
+    assert "expected one of perplexity, loss for causal-lm" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_methods_options_and_grids_make_variants(write: Callable[..., Path]) -> None:
@@ -112,6 +128,7 @@ def test_methods_options_and_grids_make_variants(write: Callable[..., Path]) -> 
         ([], [], ["train.speed=1"], "train.speed: found an unknown key"),
         ([], [], ["train.lr=-1"], "train.learning_rate"),
         ([], [], ["lora.rank=1,2", "lora.rank=3"], "every key once"),
+        ([], [], ["lora.rank=2,2"], "every value once"),
     ],
 )
 def test_wrong_flags_are_named(
@@ -124,10 +141,33 @@ def test_wrong_flags_are_named(
 
 def test_seeds() -> None:
     assert seeds_of("3") == (0, 1, 2)
-    assert seeds_of("1,5,5") == (1, 5)
-    for wrong in ("", "0", "x", "-1"):
+    assert seeds_of("1,5") == (1, 5)
+    for wrong in ("", "0", "x", "-1", "0,0"):
         with pytest.raises(ConfigError, match="--seeds"):
             seeds_of(wrong)
+
+
+@pytest.mark.parametrize("text", ["", ",", "flora, flora"])
+def test_no_method_and_one_twice_are_refused(text: str) -> None:
+    assert (methods_of("flora, fedavg"), methods_of(None)) == (["flora", "fedavg"], [])
+    with pytest.raises(ConfigError, match="--methods"):
+        methods_of(text)
+
+
+def test_a_run_file_is_named_once(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write("first")
+    monkeypatch.chdir(file.parent)
+    with pytest.raises(ConfigError, match=r"RUNS: found .*first\.toml 2 times, expected each once"):
+        candidates([file, Path("first.toml")], [], [], [])
+
+
+def test_what_is_wrong_in_all_runs_is_said_once(write: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError) as error:
+        candidates([write("first")], ["fedavg", "flora"], [], ["train.learningrate=1,2", "lora.rank=0,2"])
+    assert sorted(problem.path.rpartition(" ")[2] for problem in error.value.problems) == [
+        "lora.rank",
+        "train.learningrate",
+    ]
 
 
 def test_without_matplotlib_it_says_how_to_install_it(

@@ -99,6 +99,7 @@ def test_every_problem_is_reported_at_once() -> None:
         ('[data]\ntext = "a"\nmessages = "m"', "data", "one of"),
         ('[data]\nimage = "a"', "data.image", "causal-lm"),
         ('[evaluate]\nmetric = "mse"', "evaluate.metric", "perplexity"),
+        ('[evaluate]\nmetric = "accuracy"', "evaluate.metric", "perplexity"),
         ("[evaluate]\npatience = 2\nevery = 0", "evaluate.patience", "every"),
         ("[evaluate]\npatience = 2\nclients = false", "evaluate.patience", "measures"),
         ("[data]\neval_fraction = nan", "data.eval_fraction", "less than 1"),

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fedsplit.devices.change import changed, what_if
 from fedsplit.devices.find import find, locate, names, own, own_path, shelf
@@ -316,3 +317,12 @@ def test_words_for_readers() -> None:
     ]
     assert (speed(12.4e9), speed(3.3e13)) == ("12.4 GFLOP/s", "33 TFLOP/s")
     assert (rate(2.5e6), rate(125e6)) == ("20 Mbit/s", "1 Gbit/s")
+
+
+def test_a_small_program_is_one_without_torch() -> None:
+    laptop = find("laptop_x86_4core")
+    for small in (find("raspberry_pi_zero_2w"), replace(laptop, runtime_bytes=92_000_000, edge=True)):
+        assert small.without_torch
+        assert (small.with_torch.edge, small.with_torch.runtime_bytes) == (False, 400_000_000)
+    for usual in (laptop, replace(laptop, runtime_bytes=0)):
+        assert usual.with_torch == usual, "the accelerator's memory has no program in it"

@@ -201,3 +201,20 @@ def test_factors_are_priced_as_the_method_sends_them(run_file: Path, method: str
     assert held
     assert more["factors_up_bytes"] - less["factors_up_bytes"] == up * factors
     assert more["factors_down_bytes"] - less["factors_down_bytes"] == down * factors
+
+
+@pytest.mark.parametrize("method", ["flora", "fibecfed"])
+def test_what_needs_torch_is_planned_with_its_memory(run_file: Path, method: str) -> None:
+    refused = fedsplit("plan", str(run_file), "--method", method)
+    assert refused.exit_code == 3
+    for word in ("no plan for zero", "the program itself: 400 MB", f"method '{method}'", "torch", "profiles: zero"):
+        assert word in " ".join(refused.stderr.split()), word
+
+
+def test_devices_with_room_for_torch_are_named(run_file: Path) -> None:
+    run_file.write_text(MINILM.replace("raspberry_pi_zero_2w", "android_phone_mid"))
+    shown = fedsplit("plan", str(run_file), "--method", "flora", "--json")
+    memory = {one["client"]: one["estimate"]["memory_bytes"] for one in json.loads(shown.stdout)["clients"]}
+    assert memory["zero"] > 400_000_000
+    assert "counted with torch's 400 MB, not with the program without it of their profiles: zero" in shown.stderr
+    assert "counted with torch" not in fedsplit("plan", str(run_file), "--method", "fedavg").stderr

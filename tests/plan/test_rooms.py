@@ -38,7 +38,7 @@ threads = 4
 memory_bandwidth_bps = 5e9
 memory_bytes = "1 GB"
 free_memory_bytes = "{free} MB"
-runtime_bytes = "100 MB"
+runtime_bytes = "190 MB"
 [flops]
 float32 = 1e10
 bfloat16 = 1e10
@@ -55,7 +55,7 @@ def run_file(tmp_path: Path) -> Path:
     """A run of eight layers, of which the small device has room for some."""
     shape = config_of("llama", num_hidden_layers=LAYERS, hidden_size=512, intermediate_size=2048, vocab_size=512)
     (tmp_path / "config.json").write_text(json.dumps(shape))
-    (tmp_path / "small.toml").write_text(SMALL.format(free=175))
+    (tmp_path / "small.toml").write_text(SMALL.format(free=275))
     (tmp_path / "run.toml").write_text(RUN)
     return tmp_path / "run.toml"
 
@@ -78,7 +78,7 @@ def test_what_is_drawn_is_no_list_of_layers(run_file: Path) -> None:
 
 def test_rooms_that_do_not_reach_are_said(run_file: Path) -> None:
     text = run_file.read_text("utf-8").replace("laptop_x86_4core", "small.toml")
-    (run_file.parent / "small.toml").write_text(SMALL.format(free=150))
+    (run_file.parent / "small.toml").write_text(SMALL.format(free=250))
     run_file.write_text(text, "utf-8")
     plan = json.loads(fedsplit("plan", str(run_file), "--json").stdout)
     rooms = sum(layer["place"] == "client" for client in plan["clients"] for layer in client["layers"])
@@ -109,6 +109,6 @@ def test_a_body_at_the_server_is_refused_with_what_to_take_instead(run_file: Pat
 def test_every_method_plans_every_fleet_or_says_what_it_needs(tmp_path: Path, fleet: str, method: str) -> None:
     (tmp_path / "run.toml").write_text('[model]\npath = "pydoc-llama"\n[policy]\nexposes_tokens = true\n')
     said = fedsplit("plan", str(tmp_path / "run.toml"), "--fleet", fleet, "--method", method)
-    assert said.exit_code in (0, 2, 7), said.output
+    assert said.exit_code in (0, 2, 3, 7), said.output
     assert said.exit_code == 0 or said.output.startswith("error: ")
     assert said.exception is None or isinstance(said.exception, SystemExit)

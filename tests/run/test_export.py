@@ -86,6 +86,10 @@ def test_peft_alone_gives_the_logits_of_the_folder(done: Done) -> None:
         assert not np.allclose(here, base_logits(done, text), atol=1e-3), "the adapter does nothing"
 
 
+def test_who_may_read_one_file_may_read_all(done: Done) -> None:
+    assert len({path.stat().st_mode for path in done.adapter.iterdir()}) == 1
+
+
 def test_the_merged_model_alone_gives_the_logits_of_the_folder(done: Done, tmp_path: Path) -> None:
     card = export(done.run, tmp_path / "model", merge=True)
     kind = AutoModelForCausalLM if done.task == "causal-lm" else AutoModelForSequenceClassification

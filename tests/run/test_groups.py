@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fedsplit.cli.after_run import how_to_export
 from fedsplit.cli.main import run as command
 from fedsplit.config.load import loads
 from fedsplit.errors import ConfigError
@@ -77,6 +78,9 @@ def test_each_groups_adapter_is_exported(clean: Party, tmp_path: Path, capsys: p
     folder = clean.folder / "run"
     with pytest.raises(ConfigError, match="one of germanic, romance"):
         export(folder, tmp_path / "none")
+    said = how_to_export(clean.run, folder)
+    assert f"fedsplit export {folder} --group germanic -o adapter/" in said
+    assert "(groups: germanic, romance)" in said
     written = {}
     for group in ("germanic", "romance"):
         out = tmp_path / group

@@ -16,7 +16,9 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from fedsplit import assets
+from fedsplit.cli.after_run import how_to_export
 from fedsplit.cli.main import run as command
+from fedsplit.config.load import loads
 from fedsplit.errors import ConfigError
 from fedsplit.exchange.evaluate import evaluate, nowhere
 from fedsplit.exchange.feed import Feed
@@ -31,6 +33,7 @@ from fedsplit.train.part import ClientPart
 from fedsplit.train.predict import local_logits
 from fedsplit_client.ending import keep_end
 from fedsplit_client.session import Offer
+from tests.run.conftest import run_file
 from tests.run.party import Party, base_of
 from tests.run.processes import Process
 
@@ -58,8 +61,6 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory, rows: Callable[[str], Any]) -> Ended:
-    from tests.run.conftest import run_file
-
     offers: dict[str, Offer] = {}
 
     def noting(offer: Offer) -> ClientPart:
@@ -83,6 +84,7 @@ def test_it_gives_the_numbers_that_the_device_measured(ended: Ended, tmp_path: P
     result, offer = ended.run.results["c"], ended.offers["c"]
     assert (card.client, card.round, card.metrics) == ("c", result.round, result.after)
     assert read_card(tmp_path / "own") == card
+    assert len({path.stat().st_mode for path in (tmp_path / "own").iterdir()}) == 1, "who may read one may read all"
     exported = read_peft(tmp_path / "own", base, "classification")
     for name, array in flatten(result.adapter, result.head).items():
         np.testing.assert_array_equal(flatten(exported.adapter, exported.head)[name], array, err_msg=name)
@@ -107,6 +109,22 @@ def test_without_torch_from_the_state_directory(ended: Ended, tmp_path: Path) ->
     export_own(ended.kept["c"].path, tmp_path / "again")
     for name in ("adapter_model.safetensors", "adapter_config.json", "fedsplit.json"):
         assert (tmp_path / "own" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_the_command_that_is_named_at_the_end_works(ended: Ended, tmp_path: Path) -> None:
+    run, devices = ended.run.run, ended.run.folder / "devices"
+    assert "fedsplit join named at its end" in how_to_export(run, tmp_path), (
+        "real devices have their folders themselves"
+    )
+    (tmp_path / "clients").mkdir()
+    assert "none of them holds all layers" in how_to_export(run, tmp_path)
+    for name in CLIENTS:
+        (tmp_path / "clients" / name).symlink_to(devices / name, target_is_directory=True)
+    said = how_to_export(run, tmp_path)
+    assert said.endswith(f":\n  fedsplit export {tmp_path / 'clients' / 'c'} -o adapter/"), "the server has layers of a"
+    export_own(tmp_path / "clients" / "c", tmp_path / "own")
+    common = loads(run_file(CLIENTS))
+    assert how_to_export(common, tmp_path) == f"Export with:\n  fedsplit export {tmp_path} -o adapter/"
 
 
 def test_what_cannot_be_exported_is_said(ended: Ended, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fedsplit.cli.main import make_app
-from fedsplit.cli.report import compared
+from fedsplit.cli.report import compared, print_report
 from fedsplit.cli.verbs import VERBS
 from fedsplit.events import RoundCost, StepDone
 from fedsplit.plan.types import ClientPlan, Cut, Estimate, Topology
@@ -66,6 +68,16 @@ def test_table_and_json(journal: Journal, tmp_path: Path) -> None:
     assert [row["client"] for row in rows] == ["laptop", "pi"]
     assert rows[1]["memory_bytes"] == {"predicted": 400_000_000, "actual": 500_000_000}
     assert fedsplit(str(tmp_path), verb=("plan", "report")) == table
+
+
+@pytest.mark.parametrize("columns", [140, 80, 60])
+def test_no_number_is_cut(journal: Journal, columns: int) -> None:
+    console = Console(width=columns, record=True, file=io.StringIO())
+    print_report(compared(journal), console)
+    shown = console.export_text()
+    assert "…" not in shown
+    for number in ("500 ms", "→ 1.00 s", "× 2.00", "→ 1.1 kB", "→ 2 kB", "→ 500 MB", "→ ?"):
+        assert number in shown, number
 
 
 def test_folders_without_a_run(tmp_path: Path) -> None:

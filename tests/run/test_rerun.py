@@ -7,14 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fedsplit.cli import rerun
 from fedsplit.cli.main import run as command
-from fedsplit.cli.rerun import differences, repeat
+from fedsplit.cli.rerun import differences, other_plans, repeat
 from fedsplit.config.load import loads
 from fedsplit.errors import ConfigError
 from fedsplit.events import Event, Note
+from fedsplit.plan.types import ClientPlan, Cut, Topology
 from fedsplit.state import manifest
+from fedsplit.state.journal import Journal
+from fedsplit.state.rundir import RunDir
 from tests.run.conftest import Rows, run_file
 from tests.run.party import written
 from tests.run.test_own_method import docs_example
@@ -77,6 +81,31 @@ def test_repeated_it_has_the_same_bits(
     assert f"the same in every bit: {after.result.digest}" in capsys.readouterr().out
 
 
+def test_the_planner_is_asked_what_it_was_asked(done: Path, tmp_path: Path) -> None:
+    class Asked(Exception):
+        pass
+
+    def simulate(path: Path, **given: object) -> None:
+        written = loads(path.read_text("utf-8"))
+        assert [one.threads for one in written.clients] == [0, 0], "as many as were measured, whatever a process had"
+        assert given["client_threads"] == {"a": 1, "b": 1}
+        raise Asked
+
+    with pytest.raises(Asked):
+        repeat(done, tmp_path / "again", simulate=simulate)
+
+
+def test_a_plan_that_differs_is_named(tmp_path: Path) -> None:
+    plan = ClientPlan(client="a", topology=Topology.U, cut=Cut(1, 3), layers=(), batch=4, reasons=("fast",))
+    for name, cut, batch in (("then", Cut(1, 3), 4), ("same", Cut(1, 3), 4), ("now", Cut(1, 2), 2)):
+        (tmp_path / name).mkdir()
+        with Journal(RunDir(tmp_path / name).journal_db) as journal:
+            journal.plan(0, "a", replace(plan, cut=cut, batch=batch, reasons=(name,)))
+    assert not other_plans(tmp_path / "then", tmp_path / "same")
+    [said] = other_plans(tmp_path / "then", tmp_path / "now")
+    assert said == "the plan of a was u (1, 3), is u (1, 2) (unequal: cut, batch)"
+
+
 def test_other_versions_are_named_and_blamed(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +124,15 @@ def test_other_versions_are_named_and_blamed(
     said = " ".join(capsys.readouterr().err.split())
     assert "another adapter" in said
     assert f"What differs: torch was 1.0, is {torch}" in said
+
+
+@pytest.mark.parametrize("file", [manifest.MANIFEST, manifest.SIMULATED])
+def test_another_format_is_refused(done: Path, tmp_path: Path, file: str) -> None:
+    copy = shutil.copytree(done, tmp_path / "copy")
+    text = (copy / file).read_text("utf-8")
+    (copy / file).write_text(text.replace("format = 1", "format = 99", 1), "utf-8")
+    with pytest.raises(ConfigError, match=r"format: found 99, expected 1; read it with the fedsplit that wrote it"):
+        repeat(copy, tmp_path / "again")
 
 
 def test_what_cannot_be_repeated_is_refused(done: Path, tmp_path: Path) -> None:

@@ -40,6 +40,14 @@ def test_a_method_settles_copies_and_topologies() -> None:
     assert closed.policy.topologies == ("u",)
 
 
+@pytest.mark.parametrize(("topology", "key"), [("v", "shares_labels"), ("w", "exposes_tokens")])
+def test_a_topology_that_is_not_permitted_names_its_key(topology: str, key: str) -> None:
+    closed: dict[str, object] = {f"policy__{one}": False for one in ("shares_labels", "exposes_tokens")}
+    run = loads(run_file({"a": ""}, **closed, policy__min_front=1) + f'\n[method]\nbut = {{ topology = "{topology}" }}')
+    with pytest.raises(ConfigError, match=rf"none permitted, expected {topology} .*set policy\.{key} = true if"):
+        settled(run, method_of(run))
+
+
 @pytest.mark.parametrize(
     ("settings", "found", "expected"),
     [

@@ -30,8 +30,9 @@ def run_threads(
     join_flags: Mapping[str, Sequence[str]] | None = None,
     profiles: Mapping[str, Path] | None = None,
     server_threads: int = 0,
+    client_threads: Mapping[str, int] | None = None,
 ) -> None:
-    """``flags``: ``--profile FILE`` is understood. ``join_flags``, ``server_threads``: all have this process's."""
+    """``flags``: ``--profile FILE`` is understood. ``join_flags``, ``…_threads``: all have this process's."""
     assert not any((join_flags or {}).values())
     run = load(run_file)
     run = replace(run, server=replace(run.server, port=0))
