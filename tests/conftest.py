@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from fedsplit.devices.profile import DeviceProfile
 # The same examples every time, and none of them fails because this machine is busy.
 settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("same")
+
+# Started in the background of a script, this process and those that it starts would not hear of Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 OWN = DeviceProfile(
     name="test-machine",
